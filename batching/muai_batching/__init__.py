@@ -1,0 +1,1 @@
+"""The batch collector and the reliable Redis transport."""

@@ -1,0 +1,1 @@
+"""Settings, the model catalog and the Celery application settings. Imports nothing of the other packages."""

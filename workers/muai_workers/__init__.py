@@ -1,0 +1,1 @@
+"""Engine workers, control workers and the supervisor."""
