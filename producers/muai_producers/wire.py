@@ -1,0 +1,199 @@
+"""What travels: requests, results and batches, as JSON, with unknown fields refused and sizes bounded.
+
+msgspec rather than pydantic: these are decoded once per request and hop, and msgspec validates and decodes in one
+pass of about a microsecond (see docs/adr/0003-msgspec-on-the-wire.md).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from muai_producers.errors import InvalidRequestError
+
+TaskName = Literal["text-generation", "chat", "embedding", "text-classification", "summarization"]
+INPUT_FIELD: dict[str, str] = {
+    "text-generation": "prompt",
+    "chat": "messages",
+    "embedding": "text",
+    "text-classification": "text",
+    "summarization": "text",
+}
+"""The key of `InferenceRequest.inputs` that each task reads."""
+
+DEFAULT_PRIORITY = 5
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How to run a request. Every field has a default that suits unattended work: greedy, deterministic."""
+
+    max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """Most new tokens; None: the model's `max_new_tokens`."""
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
+    """0 is greedy."""
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    """0 switches it off."""
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    truncate: bool = False
+    """Cut an over-long input to the model's limit, rather than refuse it."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    name: str | None = None
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One inference asked for by one client. `id` is the Celery task id."""
+
+    id: Name
+    model: Name
+    inputs: dict[str, Any]
+    """One key, by task: `prompt` (text), `messages` (list of role and content), or `text`."""
+    task: TaskName | None = None
+    """None: the catalog's task for the model."""
+    parameters: Parameters = Parameters()
+    engine_preference: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
+    """Engines to try first, in order; the rest of the model's chain follows."""
+    priority: Annotated[int, Meta(ge=0, le=9)] = DEFAULT_PRIORITY
+    """9 is the most urgent."""
+    deadline: float | None = None
+    """Wall-clock seconds since the epoch: one budget for queue, retries and fallbacks."""
+    conversation_id: Name | None = None
+    tenant: Name = "default"
+    idempotency_key: Name | None = None
+    stream: bool = False
+    submitted_at: float = 0.0
+    """Wall-clock seconds since the epoch."""
+    reply_to: Name | None = None
+    """Channel on which the sender listens for finished ids; None: nobody waits that way."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One engine that did not serve the request, and why."""
+
+    engine: str
+    error: dict[str, Any]
+    """As `MuaiError.to_wire` gives it."""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Requests that one engine worker takes together. All share model, task, engine chain and `attempts`."""
+
+    id: str
+    engine: str
+    model: str
+    task: TaskName
+    requests: list[InferenceRequest]
+    chain: tuple[str, ...]
+    """Engines still to be tried after `engine`, in order."""
+    attempts: tuple[Attempt, ...] = ()
+    formed_at: float = 0.0
+    """Wall-clock seconds since the epoch."""
+
+
+class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a successful request is answered with; the specification's field names."""
+
+    outputs: dict[str, Any]
+    engine_used: str
+    latency_ms: float
+    """From submission to answer, queueing included."""
+    batch_size: int
+    cache_hit: bool
+    metadata: dict[str, Any]
+    """`request_id`, `model`, `task`, `queue_ms`, `batching_ms`, `inference_ms`, `attempts`, `batch_id`, `worker`,
+    `gpu_id`, `usage` (`input_tokens`, `output_tokens`)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-compatible types."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> InferenceResult:
+        """Inverse of `to_dict`.
+
+        Raises:
+            InvalidRequestError: `plain` is no result.
+        """
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"not an inference result: {error}") from error
+
+
+def new_request_id() -> str:
+    """A random UUID, as Celery makes its task ids."""
+    return str(uuid.uuid4())
+
+
+def validate_inputs(task: str, inputs: Mapping[str, Any]) -> None:
+    """Check that `inputs` holds exactly what `task` reads, and that it is not empty.
+
+    Raises:
+        InvalidRequestError: names the field and what is expected.
+    """
+    field = INPUT_FIELD[task]
+    if set(inputs) != {field}:
+        got = ", ".join(sorted(map(str, inputs))) or "nothing"
+        raise InvalidRequestError(f"inputs for {task} must hold exactly {field!r}, got: {got}", {"field": "inputs"})
+    value = inputs[field]
+    if field == "messages":
+        try:
+            messages = msgspec.convert(value, list[Message])
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"inputs.messages: {error}", {"field": "inputs.messages"}) from error
+        if not any(message.content.strip() for message in messages):
+            raise InvalidRequestError("inputs.messages is empty", {"field": "inputs.messages"})
+    elif not isinstance(value, str):
+        raise InvalidRequestError(
+            f"inputs.{field} must be a string, got {type(value).__name__}", {"field": f"inputs.{field}"}
+        )
+    elif not value.strip():
+        raise InvalidRequestError(f"inputs.{field} is empty", {"field": f"inputs.{field}"})
+
+
+def input_chars(inputs: Mapping[str, Any]) -> int:
+    """Characters of text in `inputs`: what a request's length is judged by before anything is tokenised."""
+    total = 0
+    for value in inputs.values():
+        if isinstance(value, str):
+            total += len(value)
+        elif isinstance(value, list):
+            total += sum(len(str(turn.get("content", ""))) for turn in value if isinstance(turn, dict))
+    return total
+
+
+def request_from_fields(fields: Mapping[str, Any], *, request_id: str, now_s: float | None = None) -> InferenceRequest:
+    """Build a request from the keyword arguments of a `muai.infer` message.
+
+    Args:
+        fields: any field of `InferenceRequest` but `id`.
+        request_id: the Celery task id.
+        now_s: wall-clock seconds, taken as `submitted_at` where the sender gave none.
+    Raises:
+        InvalidRequestError: a field is missing, unknown, of the wrong type or out of range.
+    """
+    values = dict(fields)
+    if values.setdefault("id", request_id) != request_id:
+        raise InvalidRequestError("the field id differs from the task id", {"field": "id"})
+    if not values.get("submitted_at"):
+        values["submitted_at"] = time.time() if now_s is None else now_s
+    try:
+        return msgspec.convert(values, InferenceRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"invalid request: {error}") from error
