@@ -27,7 +27,8 @@ INPUT_FIELD: dict[str, str] = {
 """The key of `InferenceRequest.inputs` that each task reads."""
 
 DEFAULT_PRIORITY = 5
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Name = Annotated[str, Meta(min_length=1, max_length=256, pattern="^[^\\x00-\\x1f]*$")]
+"""No control characters: names are parts of keys and of tab-separated records."""
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -141,30 +142,41 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
-def validate_inputs(task: str, inputs: Mapping[str, Any]) -> None:
-    """Check that `inputs` holds exactly what `task` reads, and that it is not empty.
+def validate_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that `inputs` holds exactly what `task` reads and is not empty; returns it under the task's own key.
+
+    `text` and `prompt` mean the same to every task; for `chat` they become one user turn.
 
     Raises:
         InvalidRequestError: names the field and what is expected.
     """
     field = INPUT_FIELD[task]
-    if set(inputs) != {field}:
+    if len(inputs) != 1 or not set(inputs) <= {"text", "prompt", "messages"}:
         got = ", ".join(sorted(map(str, inputs))) or "nothing"
         raise InvalidRequestError(f"inputs for {task} must hold exactly {field!r}, got: {got}", {"field": "inputs"})
-    value = inputs[field]
+    given, value = next(iter(inputs.items()))
     if field == "messages":
-        try:
-            messages = msgspec.convert(value, list[Message])
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"inputs.messages: {error}", {"field": "inputs.messages"}) from error
-        if not any(message.content.strip() for message in messages):
-            raise InvalidRequestError("inputs.messages is empty", {"field": "inputs.messages"})
-    elif not isinstance(value, str):
-        raise InvalidRequestError(
-            f"inputs.{field} must be a string, got {type(value).__name__}", {"field": f"inputs.{field}"}
-        )
-    elif not value.strip():
-        raise InvalidRequestError(f"inputs.{field} is empty", {"field": f"inputs.{field}"})
+        turns = value if given == "messages" else [{"role": "user", "content": value}]
+        return {"messages": _checked_messages(turns)}
+    if given == "messages":
+        raise InvalidRequestError(f"inputs for {task} must hold {field!r}, got messages", {"field": "inputs"})
+    where = f"inputs.{given}"
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{where} must be a string, got {type(value).__name__}", {"field": where})
+    if not value.strip():
+        raise InvalidRequestError(f"{where} is empty", {"field": where})
+    return {field: value}
+
+
+def _checked_messages(turns: Any) -> list[Any]:
+    try:
+        messages = msgspec.convert(turns, list[Message])
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"inputs.messages: {error}", {"field": "inputs.messages"}) from error
+    if not any(message.content.strip() for message in messages):
+        raise InvalidRequestError("inputs.messages is empty", {"field": "inputs.messages"})
+    plain: list[Any] = msgspec.to_builtins(messages)
+    return plain
 
 
 def input_chars(inputs: Mapping[str, Any]) -> int:
