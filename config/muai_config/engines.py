@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Final, Literal
 
-EngineName = Literal["vllm", "deepspeed", "onnx", "pytorch"]
+EngineName = Literal["vllm", "deepspeed", "onnx", "pytorch", "fake"]
 TaskName = Literal["text-generation", "chat", "embedding", "text-classification", "summarization"]
 
 ENGINES: Final[tuple[EngineName, ...]] = ("vllm", "deepspeed", "onnx", "pytorch")
+FAKE: Final[EngineName] = "fake"
+"""Answers without a model, for tests and load trials. It serves only the models whose `engines` name it."""
+ALL_ENGINES: Final[tuple[EngineName, ...]] = (*ENGINES, FAKE)
 TASKS: Final[tuple[TaskName, ...]] = ("text-generation", "chat", "embedding", "text-classification", "summarization")
 
 # What a chain is filtered by when the model names no engines of its own. PyTorch serves everything: it is the last
@@ -16,6 +19,7 @@ TASKS_BY_ENGINE: Final[Mapping[EngineName, frozenset[TaskName]]] = {
     "deepspeed": frozenset({"text-generation", "chat", "embedding", "text-classification"}),
     "onnx": frozenset({"text-generation", "chat", "embedding", "text-classification"}),
     "pytorch": frozenset(TASKS),
+    FAKE: frozenset(TASKS),
 }
 
 

@@ -2,9 +2,14 @@
 
 from typing import Final
 
-from muai_config.engines import ENGINES
+from muai_config.engines import ALL_ENGINES
 
 INFERENCE: Final = "inference"
+INFERENCE_HIGH: Final = "inference.high"
+INFERENCE_LOW: Final = "inference.low"
+REQUEST_QUEUES: Final[tuple[str, ...]] = (INFERENCE_HIGH, INFERENCE, INFERENCE_LOW)
+"""Most urgent first. Separate queues rather than a broker's own priorities: Redis and RabbitMQ order those the
+opposite way round, quorum queues have none, and monitors read the depth of one list only."""
 CONTROL: Final = "control"
 WORKFLOW: Final = "workflow"
 DEAD: Final = "dead"
@@ -16,10 +21,10 @@ def engine_queue(engine: str) -> str:
     Raises:
         ValueError: there is no engine of that name.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r} (engines: {', '.join(ENGINES)})")
+    if engine not in ALL_ENGINES:
+        raise ValueError(f"unknown engine {engine!r} (engines: {', '.join(ALL_ENGINES)})")
     return f"engine.{engine}"
 
 
-ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ENGINES)
-ALL_QUEUES: Final[tuple[str, ...]] = (INFERENCE, *ENGINE_QUEUES, CONTROL, WORKFLOW, DEAD)
+ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ALL_ENGINES)
+ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW, DEAD)

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from muai_config.catalog import BUILTIN_CATALOG, ModelCacheSettings, ModelSpec
-from muai_config.engines import EngineName, suits
+from muai_config.engines import FAKE, EngineName, suits
 from muai_config.errors import UnknownModelError, did_you_mean
 from muai_config.fields import Conflict, Section, section
 from muai_config.monitoring import MonitoringSettings
@@ -68,6 +68,8 @@ class Settings(Section):
         """Whether the configuration lets `engine` serve. With optimization off, PyTorch alone does."""
         if not self.optimization.enabled:
             return engine == "pytorch"
+        if engine == FAKE:
+            return True  # nobody meets it who has not named it in a model's engines
         enabled: bool = getattr(self.optimization, engine).enabled
         return enabled
 

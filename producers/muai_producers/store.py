@@ -124,6 +124,8 @@ for i = 0, n - 1 do
     if delta['i:' .. idem][2] ~= digest then return {'conflict', i, delta['i:' .. idem][1]} end
     answers[i + 1] = delta['i:' .. idem][1]
     ARGV[at] = ''
+  elseif redis.call('HEXISTS', inflight, id) == 1 or redis.call('EXISTS', 'celery-task-meta-' .. id) == 1 then
+    ARGV[at] = ''  -- this very call has been here before: its answer was lost and the client asked again
   else
     fresh = fresh + 1
     if idem ~= '' then delta['i:' .. idem] = {id, digest} end

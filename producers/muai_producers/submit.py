@@ -144,7 +144,9 @@ class KombuSubmitter:
             accepted += ids
         return accepted
 
-    def _publish_or_release(self, fresh: list[tuple[str, tuple[str, dict[str, Any], bytes]]], accepted: list[str]) -> None:
+    def _publish_or_release(
+        self, fresh: list[tuple[str, tuple[str, dict[str, Any], bytes]]], accepted: list[str]
+    ) -> None:
         with self._lock:
             try:
                 self._publish([message for _, message in fresh])
@@ -169,7 +171,9 @@ class KombuSubmitter:
             self._connection.release()
 
 
-def publish_confirmed(channel: Any, messages: Sequence[tuple[str, dict[str, Any], bytes]], timeout_s: float = 30.0) -> None:
+def publish_confirmed(
+    channel: Any, messages: Sequence[tuple[str, dict[str, Any], bytes]], timeout_s: float = 30.0
+) -> None:
     """Publish to named queues and return once the broker has confirmed all of them.
 
     On AMQP the confirmations are awaited together, not one by one; other transports confirm by returning.

@@ -1,0 +1,289 @@
+"""The client of a web app: submit inference requests, then poll, await or cancel them by id."""
+
+from __future__ import annotations
+
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import redis
+
+from muai_producers import errors
+from muai_producers.connections import state_client
+from muai_producers.listening import ResultListener
+from muai_producers.store import (
+    PENDING,
+    REVOKED,
+    SUCCESS,
+    TERMINAL,
+    Limits,
+    Store,
+    failure_answer,
+)
+from muai_producers.submit import KombuSubmitter, RedisSubmitter, Submitter
+from muai_producers.wire import (
+    DEFAULT_PRIORITY,
+    InferenceRequest,
+    InferenceResult,
+    request_from_fields,
+)
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+Inputs = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A text, chat messages, or the `inputs` mapping itself."""
+
+FETCH_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class RequestStatus:
+    """Where a request stands.
+
+    `state` is one of PENDING (known to nobody yet, or forgotten), RECEIVED, BATCHED, STARTED, RETRY, SUCCESS,
+    FAILURE, REVOKED.
+    """
+
+    request_id: str
+    state: str
+    info: dict[str, Any]
+    """Of a passing state, what is known of it; of FAILURE and REVOKED, the error."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is terminal."""
+        return self.state in TERMINAL
+
+
+class InferenceClient:
+    """Submits requests and fetches their results. Safe to share between threads; one per process is enough.
+
+    Args:
+        settings: as `muai_config.load_settings()` gives them, which is what None stands for.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        if settings is None:
+            from muai_config import load_settings
+
+            settings = load_settings()
+        self.settings = settings
+        self._redis = state_client(settings.queue.state_url)
+        self.store = Store(self._redis, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
+        self.limits = Limits(
+            queue_capacity=settings.monitoring.server.queue_capacity,
+            tenant_max_requests=settings.queue.tenant_max_requests,
+            tenant_max_tokens=settings.queue.tenant_max_tokens,
+            model_max_requests=settings.queue.model_max_requests,
+        )
+        self._submitter: Submitter | None = None
+        self._client_id = uuid.uuid4().hex[:12]
+        self._reply_channel = self.store.keys.reply_channel(self._client_id)
+        self._listener = ResultListener(self._redis, self.store, self._reply_channel)
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections and end the listening thread. What was submitted goes on."""
+        self._listener.close()
+        if self._submitter is not None:
+            self._submitter.close()
+        self._redis.close()
+
+    def submit(self, model: str, inputs: Inputs, **options: Any) -> str:
+        """Submit one request.
+
+        Args:
+            inputs: a text, a list of chat messages (`role`, `content`), or a mapping with the task's own key.
+            options: `task`, `parameters` (mapping or `Parameters`), `priority`, `deadline_s` (seconds from now),
+                `conversation_id`, `tenant`, `idempotency_key`, `engine_preference`, `stream`.
+        Returns:
+            the request's id, which is its Celery task id.
+        Raises:
+            InvalidRequestError: an option is unknown, of the wrong type or out of range.
+            PayloadTooLargeError: over `queue.max_payload_mb`.
+            QueueFullError: over capacity; nothing was enqueued.
+            IdempotencyConflictError: the key was used with other content.
+            BrokerError: broker or state store do not answer; nothing was enqueued.
+        """
+        return self.submit_many([{"model": model, "inputs": inputs, **options}])[0]
+
+    def submit_many(self, requests: Iterable[Mapping[str, Any] | InferenceRequest]) -> list[str]:
+        """Submit many at once, at a fraction of the cost of one by one; each mapping holds `submit`'s arguments.
+
+        Returns:
+            the ids, in order.
+        Raises:
+            QueueFullError: `details["accepted"]` has the ids that were accepted before capacity ran out.
+            others: as `submit`; a request that is invalid by itself refuses the whole call before anything is sent.
+        """
+        now_s = time.time()
+        built = [
+            request if isinstance(request, InferenceRequest) else self._build(request, now_s) for request in requests
+        ]
+        return self.submitter().submit(built, self.limits) if built else []
+
+    def _build(self, options: Mapping[str, Any], now_s: float) -> InferenceRequest:
+        fields = dict(options)
+        inputs = fields.get("inputs")
+        if isinstance(inputs, str):
+            fields["inputs"] = {"text": inputs}
+        elif isinstance(inputs, Sequence):
+            fields["inputs"] = {"messages": list(inputs)}
+        deadline_s = fields.pop("deadline_s", None)
+        if deadline_s is None:
+            deadline_s = self.settings.queue.default_deadline_s
+        if deadline_s is not None and fields.get("deadline") is None:
+            if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+                raise errors.InvalidRequestError(f"deadline_s must be a number of seconds, got {deadline_s!r}")
+            fields["deadline"] = now_s + deadline_s
+        fields["reply_to"] = self._reply_channel
+        return request_from_fields(fields, request_id=fields.get("id") or self._new_id(), now_s=now_s)
+
+    def _new_id(self) -> str:
+        """A UUID whose last part names this client: whoever meets the id knows who listens for it."""
+        return f"{str(uuid.uuid4())[:24]}{self._client_id}"
+
+    def watch(self, request_ids: Sequence[str], on_done: Callable[[list[str]], None]) -> Callable[[], None]:
+        """Call `on_done`, from the listening thread, with each list of these ids that have finished.
+
+        What finished before the call is not named: look at the store once afterwards.
+
+        Returns:
+            call it to stop.
+        """
+        own = [request_id for request_id in request_ids if request_id.endswith(self._client_id)]
+        foreign = [request_id for request_id in request_ids if not request_id.endswith(self._client_id)]
+        watches = [self._listener.watch(ids, on_done, own=ids is own) for ids in (own, foreign) if ids]
+
+        def close() -> None:
+            for watch in watches:
+                watch.close()
+
+        return close
+
+    def submitter(self) -> Submitter:
+        """What publishes this client's requests: one atomic script where broker and state store are one Redis."""
+        if self._submitter is None:
+            self._submitter = _submitter(self.settings, self.store)
+        return self._submitter
+
+    def status(self, request_id: str) -> RequestStatus:
+        """Where a request stands; PENDING also for an id that nobody knows."""
+        meta = self._fetch([request_id])[0]
+        if meta is None:
+            return RequestStatus(request_id, PENDING, {})
+        info = {} if meta["status"] == SUCCESS else meta["result"] or {}
+        return RequestStatus(request_id, meta["status"], info)
+
+    def result(self, request_id: str, timeout_s: float | None = None) -> InferenceResult:
+        """Wait for a request's result.
+
+        Args:
+            timeout_s: longest wait; None waits for ever, 0 only looks.
+        Raises:
+            ResultTimeoutError: not finished in time; the request goes on.
+            MuaiError: what the request ended with.
+        """
+        for _, outcome in self.results([request_id], timeout_s):
+            if isinstance(outcome, errors.MuaiError):
+                raise outcome
+            return outcome
+        raise AssertionError("unreachable: results() yields or raises")
+
+    def results(
+        self, request_ids: Iterable[str], timeout_s: float | None = None
+    ) -> Iterator[tuple[str, InferenceResult | errors.MuaiError]]:
+        """Yield `(id, outcome)` of each request as it finishes; failures are yielded, not raised.
+
+        Raises:
+            ResultTimeoutError: `timeout_s` has passed since the first call; `details["open"]` has the ids left.
+        """
+        remaining = dict.fromkeys(request_ids)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        arrived: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        yield from self.finished(list(remaining), remaining)
+        if not remaining:
+            return
+        stop_watching = self.watch(list(remaining), arrived.put)
+        try:
+            ids = list(remaining)  # what finished between the first look and the subscription
+            while True:
+                yield from self.finished(ids, remaining)
+                if not remaining:
+                    return
+                try:
+                    ids = arrived.get(timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+                except queue.Empty:
+                    raise errors.ResultTimeoutError(
+                        f"{len(remaining)} of the requests are not finished after {timeout_s} s; they go on",
+                        {"open": list(remaining)},
+                    ) from None
+        finally:
+            stop_watching()
+
+    def finished(
+        self, ids: Sequence[str], remaining: dict[str, None]
+    ) -> Iterator[tuple[str, InferenceResult | errors.MuaiError]]:
+        """Of `ids`, yield those in `remaining` that are terminal, and take them out of it."""
+        wanted = [request_id for request_id in ids if request_id in remaining]
+        for start in range(0, len(wanted), FETCH_CHUNK):
+            chunk = wanted[start : start + FETCH_CHUNK]
+            for request_id, meta in zip(chunk, self._fetch(chunk), strict=True):
+                if meta is not None and meta["status"] in TERMINAL and request_id in remaining:
+                    del remaining[request_id]
+                    yield request_id, outcome_from_meta(meta)
+
+    def _fetch(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        try:
+            return self.store.fetch(ids)
+        except redis.RedisError as error:
+            raise errors.BrokerError(f"the state store does not answer: {error}") from error
+
+    def infer(self, model: str, inputs: Inputs, *, timeout_s: float | None = None, **options: Any) -> InferenceResult:
+        """`submit` and `result` in one call. The reply is listened for before the request is sent."""
+        return self.result(self.submit(model, inputs, **options), timeout_s)
+
+    def cancel(self, request_id: str) -> bool:
+        """Cancel a request that is not finished: it ends as REVOKED, and no later result replaces that.
+
+        Returns:
+            False when it had finished already.
+        """
+        error = errors.RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
+        return self.store.answer([failure_answer(request_id, error, self._reply_channel, state=REVOKED)])[0]
+
+
+def outcome_from_meta(meta: Mapping[str, Any]) -> InferenceResult | errors.MuaiError:
+    """The result or error of a terminal state."""
+    if meta["status"] == SUCCESS:
+        return msgspec.convert(meta["result"], InferenceResult)
+    failure = meta["result"] or {}
+    message, details = [*failure.get("exc_message", []), "", {}][:2]
+    return errors.error_from_wire({"type": failure.get("exc_type"), "message": message, "details": details})
+
+
+def _submitter(settings: Settings, store: Store) -> Submitter:
+    max_payload_bytes = settings.queue.max_payload_mb * 1_000_000
+    if settings.queue.broker_is_redis and settings.queue.broker_url == settings.queue.state_url:
+        return RedisSubmitter(store, max_payload_bytes=max_payload_bytes)
+    from kombu import Connection
+
+    from muai_config import celery_settings
+
+    conf = celery_settings(settings, "producer")
+    options = {key: value for key, value in conf["broker_transport_options"].items() if key != "confirm_publish"}
+    connection = Connection(conf["broker_url"], transport_options=options, connect_timeout=5)
+    return KombuSubmitter(store, connection, conf["task_queues"], max_payload_bytes=max_payload_bytes)
+
+
+__all__ = ["DEFAULT_PRIORITY", "InferenceClient", "Inputs", "RequestStatus", "outcome_from_meta"]

@@ -1,0 +1,32 @@
+"""Connections to the state store."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+
+def state_client(url: str, *, timeout_s: float = 30.0) -> redis.Redis:
+    """A Redis client for `redis://`, `rediss://`, `unix://` or `sentinel://h:p;h:p/db?master_name=…`.
+
+    Answers are bytes. A connection that breaks is tried again for about two seconds before an error is raised.
+    """
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=6)
+    if not url.startswith("sentinel://"):
+        return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0, retry=retry)
+    addresses = [urlsplit(part if "://" in part else f"sentinel://{part}") for part in url.split(";")]
+    query = {key: values[0] for address in addresses for key, values in parse_qs(address.query).items()}
+    last = addresses[-1]
+    sentinel = Sentinel(
+        [(address.hostname or "127.0.0.1", address.port or 26379) for address in addresses],
+        sentinel_kwargs={"password": query.get("sentinel_password"), "socket_timeout": 2.0},
+        socket_timeout=timeout_s,
+    )
+    client: redis.Redis = sentinel.master_for(
+        query.get("master_name", "mymaster"), password=last.password, db=int(last.path.strip("/") or 0), retry=retry
+    )
+    return client
