@@ -1,0 +1,121 @@
+"""Dead letters: what ended without a result through no wish of its sender, kept to be looked at and replayed."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from muai_producers.errors import MuaiError
+from muai_producers.store import Store
+from muai_producers.wire import InferenceRequest
+
+MAX_ENTRIES = 100_000
+"""Older entries go first."""
+PAGE = 500
+MAX_RAW_BYTES = 64_000
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One entry. `request` is None for a message that is no request; then `raw` has its bytes (64,000 at most)."""
+
+    entry_id: str
+    request_id: str
+    model: str
+    code: str
+    message: str
+    attempts: list[dict[str, Any]]
+    died_at: float
+    """Wall-clock seconds since the epoch."""
+    request: InferenceRequest | None
+    raw: bytes
+
+
+class DeadLetters:
+    """The dead letters of one installation: a capped Redis stream in the state store.
+
+    Raises:
+        redis.exceptions.RedisError: from every method, when the store does not answer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._client: Any = store.client
+        self._key = store.keys.dead
+
+    def add(self, request: InferenceRequest, error: MuaiError) -> None:
+        """Keep a request whose engines are spent, or that kills its workers."""
+        self._append(
+            request_id=request.id,
+            model=request.model,
+            error=error,
+            content={"request": msgspec.json.encode(request)},
+        )
+
+    def add_message(self, request_id: str, body: bytes | str, error: MuaiError) -> None:
+        """Keep a message that is no request: undecodable, of a refused content type, or for an unknown task."""
+        raw = body.encode("utf-8", "surrogateescape") if isinstance(body, str) else bytes(body)
+        self._append(
+            request_id=request_id, model="", error=error, content={"raw": base64.b64encode(raw[:MAX_RAW_BYTES])}
+        )
+
+    def _append(self, *, request_id: str, model: str, error: MuaiError, content: dict[str, bytes]) -> None:
+        fields = {
+            "request_id": request_id,
+            "model": model,
+            "code": error.code,
+            "message": error.message[:2000],
+            "attempts": msgspec.json.encode(error.details.get("attempts", [])),
+            "died_at": repr(time.time()),
+            **content,
+        }
+        self._client.xadd(self._key, fields, maxlen=MAX_ENTRIES, approximate=True)
+
+    def __len__(self) -> int:
+        return int(self._client.xlen(self._key))
+
+    def list(self, limit: int | None = None) -> Iterator[DeadLetter]:
+        """Newest first."""
+        last, left = "+", limit if limit is not None else MAX_ENTRIES
+        while left > 0:
+            page = self._client.xrevrange(self._key, max=last, count=min(PAGE, left))
+            for entry_id, fields in page:
+                yield _letter(entry_id.decode(), fields)
+            if len(page) < min(PAGE, left):
+                return
+            left -= len(page)
+            last = f"({page[-1][0].decode()}"
+
+    def get(self, entry_ids: Sequence[str]) -> list[DeadLetter]:
+        """The entries of those ids that exist; an entry's id or its request's."""
+        wanted = set(entry_ids)
+        return [letter for letter in self.list() if letter.entry_id in wanted or letter.request_id in wanted]
+
+    def remove(self, entry_ids: Sequence[str]) -> int:
+        """Delete entries; returns how many there were."""
+        return int(self._client.xdel(self._key, *entry_ids)) if entry_ids else 0
+
+    def purge(self) -> int:
+        """Delete all entries; returns how many there were."""
+        count = len(self)
+        self._client.delete(self._key)
+        return count
+
+
+def _letter(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetter:
+    encoded = fields.get(b"request")
+    return DeadLetter(
+        entry_id=entry_id,
+        request_id=fields[b"request_id"].decode(),
+        model=fields[b"model"].decode(),
+        code=fields[b"code"].decode(),
+        message=fields[b"message"].decode(),
+        attempts=msgspec.json.decode(fields[b"attempts"]),
+        died_at=float(fields[b"died_at"]),
+        request=msgspec.json.decode(encoded, type=InferenceRequest) if encoded else None,
+        raw=base64.b64decode(fields.get(b"raw", b"")),
+    )
