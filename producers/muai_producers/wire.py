@@ -101,8 +101,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chain: tuple[str, ...]
     """Engines still to be tried after `engine`, in order."""
     attempts: tuple[Attempt, ...] = ()
+    received_at: tuple[float, ...] = ()
+    """When the collector got each request, in the order of `requests`; wall-clock seconds since the epoch."""
     formed_at: float = 0.0
     """Wall-clock seconds since the epoch."""
+    deaths: int = 0
+    """Workers that died while they ran these requests."""
 
 
 class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,203 @@
+"""When to send a batch and which requests go into it: a state machine of plain values, with the clock passed in.
+
+Nothing here talks to a broker. The collector adds what arrives, asks what is ready, and says how much room the
+engines have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from muai_batching.fair_queue import FairQueue, Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What requests must share to be in one batch."""
+
+    model: str
+    task: str
+    chain: tuple[str, ...]
+    """Engines that may serve it, preferred first."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """Limits and habits of batching; the configuration's `optimization.batcher`, in seconds."""
+
+    max_batch_size: int = 32
+    max_batch_tokens: int = 32_768
+    """Of the padded batch: longest request times number of requests."""
+    batch_timeout_s: float = 0.05
+    min_batch_size: int = 1
+    adaptive: bool = True
+    enabled: bool = True
+    max_wait_s: float = 5.0
+    """Requests that have waited longer are not passed over for others of a better length."""
+    ageing_s: float = 0.5
+    """Waiting time that one step of priority is worth."""
+    lookahead: int = 256
+    """Requests, next in order, among which companions of like length are chosen."""
+
+    @property
+    def size_limit(self) -> int:
+        """Most requests in a batch."""
+        return self.max_batch_size if self.enabled else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What an engine can take now, in batches."""
+
+    idle: int
+    """Slots with nothing to do."""
+    ahead: int
+    """Batches that may be sent in all, those that wait at the workers behind a running one included."""
+
+
+NO_ROOM = Room(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Formed:
+    """A batch, decided."""
+
+    key: BatchKey
+    items: tuple[Waiting, ...]
+
+    @property
+    def padded_tokens(self) -> int:
+        """What the batch costs: the longest request's tokens times the number of requests."""
+        return max(item.tokens for item in self.items) * len(self.items)
+
+
+def should_send(count: int, oldest_wait_s: float, room: Room, policy: BatchPolicy) -> bool:
+    """Whether a batch key with `count` requests waiting sends a batch now.
+
+    Fixed batching sends what is full or has waited `batch_timeout_s`, whatever the engines do. Adaptive batching
+    sends at once while a slot is idle, keeps one full batch ready behind each running one, and else lets it grow.
+    """
+    if count == 0:
+        return False
+    full = count >= policy.size_limit
+    timed_out = oldest_wait_s >= policy.batch_timeout_s
+    if not policy.adaptive or not policy.enabled:
+        return full or timed_out
+    if room.idle > 0:
+        return full or timed_out or count >= policy.min_batch_size
+    return room.ahead > 0 and full
+
+
+def choose(queue: FairQueue, policy: BatchPolicy, now_s: float) -> tuple[Waiting, ...]:
+    """The requests of the next batch: the next in order, and those nearest to it in length among the following.
+
+    A padded batch costs its longest request times its size, so companions are taken from a window of the requests
+    sorted by length that contains the next one. Every batch serves the request that is next in order, and requests
+    past `max_wait_s` come first come, first served, so none is passed over for long.
+    """
+    limit = policy.size_limit
+    candidates = queue.peek(limit if len(queue) <= limit else max(limit, policy.lookahead))
+    first = candidates[0]
+    if len(candidates) <= limit or now_s - first.arrived_s > policy.max_wait_s:
+        return _fit(candidates[:limit], first, policy.max_batch_tokens)
+    by_length = sorted(candidates, key=lambda item: item.tokens)
+    at = by_length.index(first)
+    starts = range(max(0, at - limit + 1), min(at, len(by_length) - limit) + 1)
+    # Windows are of equal size, so the least padding is the least excess over the window's own tokens.
+    best = min(starts, key=lambda start: _padding(by_length[start : start + limit]))
+    return _fit(by_length[best : best + limit], first, policy.max_batch_tokens)
+
+
+def _padding(window: list[Waiting]) -> int:
+    return window[-1].tokens * len(window) - sum(item.tokens for item in window)
+
+
+def _fit(items: list[Waiting], first: Waiting, max_tokens: int) -> tuple[Waiting, ...]:
+    """As many of `items` as the token limit admits, `first` always among them, the nearest to it in length first."""
+    longest = max(item.tokens for item in items)
+    if longest * len(items) <= max_tokens:
+        return tuple(items)
+    chosen, longest = [first], first.tokens
+    for item in sorted(items, key=lambda item: abs(item.tokens - first.tokens)):
+        if item is first:
+            continue
+        longer = max(longest, item.tokens)
+        if longer * (len(chosen) + 1) <= max_tokens:
+            chosen.append(item)
+            longest = longer
+    return tuple(chosen)
+
+
+class Assembler:
+    """Requests that wait for a batch, by batch key.
+
+    Args:
+        policy: what `policy` is assigned later takes effect at the next decision.
+    """
+
+    def __init__(self, policy: BatchPolicy) -> None:
+        self.policy = policy
+        self._queues: dict[BatchKey, FairQueue] = {}
+        self.num_requests = 0
+        self.num_bytes = 0
+
+    def add(self, key: BatchKey, item: Waiting) -> None:
+        """Take in a request. Its tokens must not exceed `policy.max_batch_tokens`."""
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = FairQueue(self.policy.ageing_s)
+        queue.push(item)
+        self.num_requests += 1
+        self.num_bytes += item.num_bytes
+
+    def form(self, now_s: float, room: Callable[[BatchKey], Room | None]) -> Formed | None:
+        """The batch that should be sent now, or None. Call again until None, with the room that is then left.
+
+        Among batch keys that are ready, the one whose oldest request has waited longest goes first.
+
+        Args:
+            room: what the engine of a batch key can take; None while no engine serves it, which holds its requests.
+        """
+        ready: list[tuple[float, BatchKey]] = []
+        for key, queue in self._queues.items():
+            space, oldest_s = room(key), queue.oldest_arrival_s()
+            if space is not None and should_send(len(queue), now_s - oldest_s, space, self.policy):
+                ready.append((oldest_s, key))
+        if not ready:
+            return None
+        _, key = min(ready, key=lambda entry: entry[0])
+        queue = self._queues[key]
+        items = choose(queue, self.policy, now_s)
+        self._remove(key, items, served=True)
+        return Formed(key, items)
+
+    def next_timeout_s(self) -> float | None:
+        """Monotonic time at which a batch becomes due by waiting alone; None when nothing ever does."""
+        if not self._queues or (self.policy.adaptive and self.policy.enabled and self.policy.min_batch_size <= 1):
+            return None
+        return min(queue.oldest_arrival_s() for queue in self._queues.values()) + self.policy.batch_timeout_s
+
+    def discard(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
+        """Take out, and return, every request that `unwanted` says."""
+        found: list[Waiting] = []
+        for key, queue in list(self._queues.items()):
+            items = [item for item in queue.items() if unwanted(item)]
+            if items:
+                self._remove(key, items, served=False)
+                found += items
+        return found
+
+    def _remove(self, key: BatchKey, items: Iterable[Waiting], *, served: bool) -> None:
+        queue = self._queues[key]
+        for item in items:
+            self.num_requests -= 1
+            self.num_bytes -= item.num_bytes
+        queue.remove(items, served=served)
+        if not len(queue):
+            # An empty queue has nothing to remember: shares count among those who wait.
+            del self._queues[key]
+
+    def waiting_by_key(self) -> dict[BatchKey, int]:
+        """How many requests wait under each batch key."""
+        return {key: len(queue) for key, queue in self._queues.items()}

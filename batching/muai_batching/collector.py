@@ -1,0 +1,286 @@
+"""The batch collector: takes requests in, holds them until a batch is due, sends the batch to its engine's queue.
+
+It owns no thread and no clock of its own: a Celery worker's event loop calls `on_message`, `tick` and `on_fleet`.
+What it holds is unacknowledged at the broker, so a collector that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room
+from muai_batching.dispatch import Dispatcher, Handle
+from muai_batching.fair_queue import Waiting
+from muai_batching.intake import Resolver, read_request
+from muai_batching.routing import Route, choose_route
+from muai_producers.dead_letters import DeadLetters
+from muai_producers.errors import DeadlineExceededError, MalformedMessageError, MuaiError, RequestCancelledError
+from muai_producers.fleet import FleetView
+from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
+from muai_producers.wire import Batch, InferenceRequest
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+log = logging.getLogger(__name__)
+MAX_BATCHES_PER_TICK = 64
+"""Bounds how long one turn of the event loop may take."""
+PRIORITY_STEPS = 9
+
+
+def policy_from(settings: Settings) -> BatchPolicy:
+    """The batching policy that the configuration asks for."""
+    batcher = settings.optimization.batcher
+    return BatchPolicy(
+        max_batch_size=batcher.max_batch_size,
+        max_batch_tokens=batcher.max_batch_tokens,
+        batch_timeout_s=batcher.batch_timeout_ms / 1000,
+        min_batch_size=batcher.min_batch_size,
+        adaptive=batcher.adaptive_batching,
+        enabled=batcher.enabled and settings.optimization.enabled,
+        max_wait_s=batcher.max_wait_ms / 1000,
+        ageing_s=batcher.max_wait_ms / 1000 / PRIORITY_STEPS,
+    )
+
+
+class Collector:
+    """Collects requests into batches.
+
+    Args:
+        is_revoked: whether Celery's own `revoke` named this id.
+        monotonic_s: for waiting times.
+        wall_s: for deadlines, which travel between machines.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        dispatcher: Dispatcher,
+        *,
+        is_revoked: Callable[[str], bool] = lambda _: False,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.assembler = Assembler(policy_from(settings))
+        self.fleet = FleetView()
+        self._store = store
+        self._dead_letters = DeadLetters(store)
+        self._dispatcher = dispatcher
+        self._resolver = Resolver(settings)
+        self._is_revoked = is_revoked
+        self._monotonic_s = monotonic_s
+        self._wall_s = wall_s
+        self._outstanding: dict[str, int] = {}
+        self._refused: list[tuple[Answer | None, Handle]] = []
+        self._routes: dict[BatchKey, Route | None] = {}
+        self._unmarked: list[str] = []
+
+    # -- what the event loop calls -------------------------------------------------------------------------------
+
+    def on_message(self, message: Any) -> None:
+        """Take in one message of a request queue. Never raises on account of the message."""
+        handle = Handle(message.channel, message.delivery_tag)
+        try:
+            request = read_request(message.headers, message.content_type, message.body, self._wall_s())
+        except MuaiError as error:
+            self._refuse_message(message, handle, error)
+            return
+        try:
+            if self._is_revoked(request.id):
+                raise RequestCancelledError(f"request {request.id} was revoked", {"request_id": request.id})
+            key, request, tokens = self._resolver.resolve(request)
+        except MuaiError as error:
+            self._refuse(request, handle, error)
+            return
+        item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
+        self.assembler.add(key, item)
+        self._unmarked.append(request.id)
+
+    def on_undecodable(self, message: Any, error: Exception) -> None:
+        """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
+        handle = Handle(message.channel, message.delivery_tag)
+        self._refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
+
+    def on_fleet(self, view: FleetView) -> None:
+        """A new picture of the fleet."""
+        self.fleet = view
+        self._outstanding = dict(view.outstanding)
+        self._routes.clear()
+
+    def on_batch_done(self, engine: str, outstanding: int) -> None:
+        """A batch of the engine has finished; `outstanding` are left."""
+        self._outstanding[engine] = outstanding
+
+    def tick(self) -> float | None:
+        """Send what is due.
+
+        Returns:
+            seconds after which to call again though nothing happens; None: not needed.
+        """
+        try:
+            self._settle_refused()
+            more = self._send_due()
+            self._mark_received()
+        except redis.RedisError as error:
+            log.warning("the state store does not answer: %s; holding %d requests", error, self.assembler.num_requests)
+            return 0.5
+        if more:
+            return 0.0
+        timeout_s = self.assembler.next_timeout_s()
+        return None if timeout_s is None else max(0.001, timeout_s - self._monotonic_s())
+
+    def sweep(self) -> None:
+        """Answer what has expired or was revoked while it waited. Call about once a second."""
+        now_s = self._wall_s()
+        for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
+            self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+
+    def forget_all(self) -> None:
+        """Drop everything held, unacknowledged: after a lost connection the broker delivers it again."""
+        self.assembler.discard(lambda _: True)
+        self._refused.clear()
+        self._unmarked.clear()
+
+    # -- sending -------------------------------------------------------------------------------------------------
+
+    def _send_due(self) -> bool:
+        """Send what may be sent now; True when there is more than one turn's worth."""
+        now_s = self._monotonic_s()
+        due: list[tuple[Batch, Formed]] = []
+        while len(due) < MAX_BATCHES_PER_TICK:
+            formed = self.assembler.form(now_s, self._room)
+            if formed is None:
+                break
+            batch = self._batch(formed)
+            if batch is not None:
+                due.append((batch, formed))
+                self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + 1
+        if due:
+            self._send(due)
+        return len(due) >= MAX_BATCHES_PER_TICK
+
+    def _send(self, due: list[tuple[Batch, Formed]]) -> None:
+        try:
+            self._mark_batched([batch for batch, _ in due])
+            sent = self._dispatcher.send([(batch, [item.handle for item in formed.items]) for batch, formed in due])
+        except Exception:
+            # Whether the broker has them is not known: keep them, and leave it to the fences and to the refusal of
+            # second results should they go twice.
+            for batch, formed in due:
+                self._outstanding[batch.engine] -= 1
+                self._put_back(formed, frozenset())
+            raise
+        for (batch, formed), outcome in zip(due, sent, strict=True):
+            if outcome.lost:
+                log.warning("%d of the requests of a batch went to another collector", len(outcome.lost))
+                self._outstanding[batch.engine] -= 1
+                self._put_back(formed, outcome.lost)
+            else:
+                self._outstanding[batch.engine] = outcome.outstanding
+
+    def _put_back(self, formed: Formed, lost: frozenset[Any]) -> None:
+        for item in formed.items:
+            if item.handle.tag not in lost:
+                self.assembler.add(formed.key, item)
+
+    def _batch(self, formed: Formed) -> Batch | None:
+        """The batch as it travels; None when all of its requests have ended meanwhile."""
+        now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
+        items = []
+        for item in formed.items:
+            error = self._ended(item.request, now_s)
+            if error is None:
+                items.append(item)
+            else:
+                self._refuse(item.request, item.handle, error)
+        route = self._route(formed.key)
+        if not items or route is None:
+            return None
+        return Batch(
+            id=str(uuid.uuid4()),
+            engine=route.engine,
+            model=formed.key.model,
+            task=formed.key.task,  # type: ignore[arg-type]
+            requests=[item.request for item in items],
+            chain=route.rest,
+            attempts=route.skipped,
+            received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in items),
+            formed_at=now_s,
+        )
+
+    def _route(self, key: BatchKey) -> Route | None:
+        if key not in self._routes:
+            self._routes[key] = choose_route(key.chain, key.model, self.fleet)
+        return self._routes[key]
+
+    def _room(self, key: BatchKey) -> Room | None:
+        route = self._route(key)
+        if route is None:
+            return None
+        outstanding = self._outstanding.get(route.engine, 0)
+        idle = self.fleet.slots(route.engine) - outstanding
+        ahead = self.fleet.capacity(route.engine) - outstanding
+        return Room(max(0, idle), max(0, ahead)) if ahead > 0 else NO_ROOM
+
+    def _mark_batched(self, batches: Iterable[Batch]) -> None:
+        """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
+        for batch in batches:
+            if self._outstanding.get(batch.engine, 0) > self.fleet.slots(batch.engine):
+                info = {"batch_id": batch.id, "engine": batch.engine, "batch_size": len(batch.requests)}
+                self._store.mark(BATCHED, [request.id for request in batch.requests], info)
+
+    def _mark_received(self) -> None:
+        """Show RECEIVED for what could not be sent in the turn in which it came."""
+        if self._unmarked:
+            waiting = self.assembler.waiting_ids(self._unmarked)
+            self._unmarked = []
+            self._store.mark(RECEIVED, waiting)
+
+    # -- refusing ------------------------------------------------------------------------------------------------
+
+    def _ended(self, request: InferenceRequest, now_s: float) -> MuaiError | None:
+        if request.deadline is not None and request.deadline <= now_s:
+            return _expired(request)
+        if self._is_revoked(request.id):
+            return RequestCancelledError(f"request {request.id} was revoked", {"request_id": request.id})
+        return None
+
+    def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
+        state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
+        self._refused.append((failure_answer(request.id, error, request.reply_to, state=state), handle))
+
+    def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        request_id = headers.get("id")
+        answer = None
+        if isinstance(request_id, str) and request_id:
+            answer = failure_answer(request_id, error)
+        if isinstance(error, MalformedMessageError):
+            log.warning("refused a message: %s", error)
+            self._dead_letters.add_message(str(request_id or ""), message.body or b"", error)
+        self._refused.append((answer, handle))
+
+    def _settle_refused(self) -> None:
+        """Answer the senders, then let go of the messages."""
+        if not self._refused:
+            return
+        refused, self._refused = self._refused, []
+        try:
+            self._store.answer([answer for answer, _ in refused if answer is not None])
+        except redis.RedisError:
+            self._refused = refused + self._refused
+            raise
+        self._dispatcher.drop([handle for _, handle in refused])
+
+
+def _expired(request: InferenceRequest) -> DeadlineExceededError:
+    return DeadlineExceededError(
+        f"the deadline of request {request.id} passed before an engine could take it", {"deadline": request.deadline}
+    )

@@ -1,0 +1,145 @@
+"""Sending batches: each batch's message is with the broker before its requests' messages are gone from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+from kombu import Connection, Queue
+
+from muai_config.queues import ENGINE_QUEUES, engine_queue
+from muai_producers.messages import RUN_BATCH_TASK, redis_payload, task_body, task_headers
+from muai_producers.store import Store
+from muai_producers.submit import publish_confirmed
+from muai_producers.wire import Batch
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Where a request's message is held: what settling it needs."""
+
+    channel: Any
+    tag: Any
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How sending one batch went.
+
+    Exactly one holds: it was sent (`outstanding` batches are now with the engine), or messages in `lost` are no
+    longer this collector's and nothing was sent.
+    """
+
+    outstanding: int = 0
+    lost: frozenset[Any] = frozenset()
+
+
+class Dispatcher(Protocol):
+    """Hands batches to the engines' queues and acknowledges their requests."""
+
+    def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
+        """Send each batch, then let go of its requests' messages; one result per batch."""
+        ...
+
+    def drop(self, handles: Sequence[Handle]) -> None:
+        """Acknowledge messages whose requests have been answered."""
+        ...
+
+
+def batch_message(batch: Batch) -> tuple[str, dict[str, Any], bytes]:
+    """Queue, headers and body of a batch's message. The batch travels as one JSON text: one decoding at its worker."""
+    summary = f"{batch.model} {batch.task} x{len(batch.requests)}"
+    body = task_body({"batch": msgspec.json.encode(batch).decode()})
+    return engine_queue(batch.engine), task_headers(RUN_BATCH_TASK, batch.id, summary), body
+
+
+class RedisDispatcher:
+    """Broker and state store are one Redis: a batch replaces its requests' messages in one atomic step."""
+
+    def __init__(self, store: Store, key_prefix: str = "") -> None:
+        self._keys = store.keys
+        self._key_prefix = key_prefix
+
+    def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
+        """See `Dispatcher.send`."""
+        if not batches:
+            return []
+        from muai_batching.transport import LeaseLostError
+
+        channel = batches[0][1][0].channel
+        replies = channel.settle_many(
+            [([handle.tag for handle in handles], self._commands(batch)) for batch, handles in batches]
+        )
+        return [
+            Sent(lost=frozenset(reply.tags)) if isinstance(reply, LeaseLostError) else Sent(outstanding=int(reply[2]))
+            for reply in replies
+        ]
+
+    def _commands(self, batch: Batch) -> list[tuple[str | bytes, ...]]:
+        queue, headers, body = batch_message(batch)
+        outstanding = self._keys.outstanding(batch.engine)
+        return [
+            ("LPUSH", self._key_prefix + queue, redis_payload(headers, body, queue)),
+            ("ZADD", outstanding, repr(time.time()), batch.id),
+            ("ZCARD", outstanding),
+        ]
+
+    def drop(self, handles: Sequence[Handle]) -> None:
+        """See `Dispatcher.drop`."""
+        for handle in handles:
+            handle.channel.basic_ack(handle.tag)
+
+
+class ConfirmingDispatcher:
+    """Any other broker: batches are published with confirmation, then their requests' messages acknowledged.
+
+    Between the two lies a moment in which a kill leaves both; the request then runs twice and its second result is
+    refused.
+    """
+
+    def __init__(self, store: Store, connection: Connection, queues: Sequence[Queue]) -> None:
+        self._store = store
+        self._connection = connection
+        self._queues = [queue for queue in queues if queue.name in ENGINE_QUEUES]
+        self._channel: Any = None
+
+    def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
+        """See `Dispatcher.send`.
+
+        Raises:
+            kombu.exceptions.OperationalError: the broker did not take them; whatever it has of them is a duplicate.
+        """
+        if not batches:
+            return []
+        counts = self._count_in([batch for batch, _ in batches])
+        self._publish([batch_message(batch) for batch, _ in batches])
+        for _, handles in batches:
+            self.drop(handles)
+        return [Sent(outstanding=count) for count in counts]
+
+    def _count_in(self, batches: Sequence[Batch]) -> list[int]:
+        client: Any = self._store.client
+        pipe = client.pipeline(transaction=False)
+        for batch in batches:
+            outstanding = self._store.keys.outstanding(batch.engine)
+            pipe.zadd(outstanding, {batch.id: time.time()})
+            pipe.zcard(outstanding)
+        return [int(count) for count in pipe.execute()[1::2]]
+
+    def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
+        def publish(channel: Any) -> None:
+            if channel is not self._channel:
+                for queue in self._queues:
+                    queue.bind(channel).declare()
+                self._channel = channel
+            publish_confirmed(channel, messages)
+
+        self._connection.autoretry(publish, max_retries=3, interval_start=0.1)()
+
+    def drop(self, handles: Sequence[Handle]) -> None:
+        """See `Dispatcher.drop`."""
+        for handle in handles:
+            handle.channel.basic_ack(handle.tag)

@@ -1,0 +1,139 @@
+"""Who works: engine workers announce themselves in the state store, others read it.
+
+An announcement lasts `ALIVE_S` and is renewed three times in that time, so a dead worker is gone from the picture
+within seconds. The picture only steers; a stale one costs time, never a request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from muai_producers.store import Store
+
+ALIVE_S = 6.0
+ANNOUNCE_EVERY_S = 2.0
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an engine worker says of itself."""
+
+    name: str
+    engine: str
+    slots: int
+    """Batches that it runs at once."""
+    ahead: int = 1
+    """Batches that it holds ready for each slot."""
+    pid: int = 0
+    host: str = ""
+    gpu: str = ""
+    """The GPUs that it is pinned to, as in CUDA_VISIBLE_DEVICES; '' for none."""
+    models_loaded: tuple[str, ...] = ()
+    device: str = ""
+    started_at: float = 0.0
+    """Wall-clock seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class FleetView:
+    """The fleet as last seen."""
+
+    workers: tuple[WorkerRecord, ...] = ()
+    cooling: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Engine and model that failed lately, with the reason."""
+    outstanding: Mapping[str, int] = field(default_factory=dict)
+    """Batches sent to each engine and not finished."""
+
+    def slots(self, engine: str) -> int:
+        """Batches that the engine's live workers run at once."""
+        return sum(worker.slots for worker in self.workers if worker.engine == engine)
+
+    def capacity(self, engine: str) -> int:
+        """Batches that the engine's live workers run or hold ready."""
+        return sum(worker.slots * (1 + worker.ahead) for worker in self.workers if worker.engine == engine)
+
+
+class Fleet:
+    """Reads and writes the announcements.
+
+    Raises:
+        redis.exceptions.RedisError: from every method, when the store does not answer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._client: Any = store.client
+        self._keys = store.keys
+
+    def announce(self, record: WorkerRecord, *, is_news: bool = False) -> None:
+        """Say that a worker lives; `is_news` tells the collectors at once."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hset(self._keys.workers, record.name, msgspec.json.encode(record))
+        pipe.set(self._alive(record.name), 1, px=int(ALIVE_S * 1000))
+        if is_news:
+            pipe.publish(self._keys.fleet_channel, "workers")
+        pipe.execute()
+
+    def withdraw(self, name: str) -> None:
+        """Say that a worker is going: nothing new is sent on its account."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hdel(self._keys.workers, name)
+        pipe.delete(self._alive(name))
+        pipe.publish(self._keys.fleet_channel, "workers")
+        pipe.execute()
+
+    def cool_down(self, engine: str, model: str, reason: str, seconds: float) -> None:
+        """Pass the engine over for the model for a while."""
+        if seconds <= 0:
+            return
+        entry = msgspec.json.encode({"until": time.time() + seconds, "reason": reason[:300]})
+        self._client.hset(self._keys.circuits, f"{engine}\t{model}", entry)
+        self._client.publish(self._keys.fleet_channel, "workers")
+
+    def recovered(self, engine: str, model: str) -> None:
+        """The engine serves the model again."""
+        self._client.hdel(self._keys.circuits, f"{engine}\t{model}")
+
+    def view(self, engines: Sequence[str]) -> FleetView:
+        """The fleet now, with the outstanding batches of `engines`. Forgets workers that are gone."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hgetall(self._keys.workers)
+        pipe.hgetall(self._keys.circuits)
+        for engine in engines:
+            pipe.zcard(self._keys.outstanding(engine))
+        announced, circuits, *outstanding = pipe.execute()
+        records = [msgspec.json.decode(raw, type=WorkerRecord) for raw in announced.values()]
+        return FleetView(
+            workers=tuple(self._alive_ones(records)),
+            cooling=self._cooling(circuits),
+            outstanding=dict(zip(engines, outstanding, strict=True)),
+        )
+
+    def _alive_ones(self, records: list[WorkerRecord]) -> list[WorkerRecord]:
+        if not records:
+            return []
+        flags = self._client.mget([self._alive(record.name) for record in records])
+        dead = [record.name for record, flag in zip(records, flags, strict=True) if flag is None]
+        if dead:
+            self._client.hdel(self._keys.workers, *dead)
+        return [record for record, flag in zip(records, flags, strict=True) if flag is not None]
+
+    def _cooling(self, circuits: dict[bytes, bytes]) -> dict[tuple[str, str], str]:
+        cooling, over, now_s = {}, [], time.time()
+        for name, raw in circuits.items():
+            entry = msgspec.json.decode(raw)
+            engine, model = name.decode().split("\t", 1)
+            if entry["until"] > now_s:
+                cooling[engine, model] = entry["reason"]
+            else:
+                over.append(name)
+        if over:
+            self._client.hdel(self._keys.circuits, *over)
+        return cooling
+
+    def _alive(self, name: str) -> str:
+        return f"{self._keys.prefix}:alive:{name}"
