@@ -30,6 +30,8 @@ _CONNECTION = {
     "broker_connection_max_retries": None,  # a broker that is away for an hour must not end the workers
 }
 
+_MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
+
 
 def celery_settings(settings: Settings, role: Role, engine: str | None = None) -> dict[str, Any]:
     """The Celery configuration of one process.
@@ -136,7 +138,10 @@ def _worker(settings: Settings, role: Role) -> dict[str, Any]:
 def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
     """How many messages a process holds unacknowledged: concurrency times multiplier, those at work included."""
     if role == "collector":
-        return {"worker_concurrency": 1, "worker_prefetch_multiplier": settings.optimization.batcher.buffer_requests}
+        held = settings.optimization.batcher.buffer_requests
+        if not settings.queue.broker_is_redis:
+            held = min(held, _MAX_AMQP_PREFETCH)
+        return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
     if role == "engine":
         queue = settings.queue
         return {

@@ -59,6 +59,11 @@ class Resolution:
     sources: Mapping[KeyPath, Source]
     ignored: tuple[str, ...] = ()
     file: Path | None = None
+    model_sources: Mapping[str, Source] = field(default_factory=dict)
+
+    def model_source(self, name: str) -> Source:
+        """Where the catalog's entry `name` came from."""
+        return self.model_sources.get(name, DEFAULT)
 
 
 def load_settings(path: Path | None = None, env: Mapping[str, str] | None = None) -> Settings:
@@ -133,7 +138,8 @@ def resolve(
     if problems:
         raise ConfigError(_without_repeats(problems))
     sources = {info.path: source(info.path) for info in all_settings()}
-    return Resolution(settings, sources, ignored, file)
+    model_sources = {name: source(("models", name)) for name in settings.models}
+    return Resolution(settings, sources, ignored, file, model_sources)
 
 
 def _own_sections(document: Mapping[str, Any], origin: Origin) -> tuple[dict[str, Any], tuple[str, ...]]:
