@@ -1,5 +1,6 @@
 """Celery's configuration by role and broker, taken up by a real Celery application."""
 
+import ssl
 from typing import Any
 
 import pytest
@@ -68,6 +69,33 @@ def test_Given_Redis_over_TLS_Then_certificates_are_checked_unless_told_otherwis
     app.conf.update(conf(MUAI_REDIS_URL=url))
     assert app.conf.result_backend == backend
     assert app.backend.connparams["ssl_cert_reqs"] is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "required"),
+    [
+        ("redis://:pw@r:6380/2", None, None),
+        ("rediss://:pw@r:6380/2", "ssl_cert_reqs", ssl.CERT_REQUIRED),
+        ("rediss://:pw@r:6380/2?ssl_cert_reqs=CERT_NONE", "ssl_cert_reqs", ssl.CERT_NONE),
+        ("amqps://app:pw@r:6380/2", "cert_reqs", ssl.CERT_REQUIRED),
+    ],
+)
+def test_Given_a_broker_address_Then_the_connection_goes_where_and_how_it_says(
+    url: str, option: str | None, required: ssl.VerifyMode | None
+) -> None:
+    app = Celery("test", set_as_current=False)
+    settings = conf(MUAI_BROKER_URL=url)
+    if "broker_transport" in settings:  # any transport named by its module, as ours is
+        settings["broker_transport"] = "kombu.transport.redis:Transport"
+    app.conf.update(settings)
+    connection = app.connection_for_write()
+    assert (connection.hostname, connection.port, connection.virtual_host, connection.password) == (
+        "r",
+        6380,
+        "2",
+        "pw",
+    )
+    assert (connection.ssl[option] == required) if option else not connection.ssl
 
 
 def test_Given_an_engine_worker_Then_it_holds_its_slots_and_what_is_next() -> None:

@@ -121,8 +121,8 @@ def test_Given_a_document_When_settings_are_built_Then_the_document_is_not_chang
         ({"MUAI_BROKER_URL": "rediss://r:1/2"}, "rediss://r:1/2"),
         ({"MUAI_BROKER_URL": "amqp://r//"}, "redis://127.0.0.1:6379/0"),
         (
-            {"MUAI_BROKER_URL": "redis://a", "MUAI_REDIS_URL": "redis+socket:///run/r.sock"},
-            "redis+socket:///run/r.sock",
+            {"MUAI_BROKER_URL": "redis://a", "MUAI_REDIS_URL": "redis://b"},
+            "redis://b",
         ),
     ],
 )

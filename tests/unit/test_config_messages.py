@@ -8,7 +8,7 @@ import pytest
 from muai_config import ConfigError, UnknownModelError, build_settings
 from muai_config.loading import Origin, resolve
 
-URL_WORDS = "redis://, rediss://, redis+socket://, sentinel://, amqp://, amqps://"
+URL_WORDS = "redis://, rediss://, sentinel://, amqp://, amqps://"
 PROVIDERS = "CUDAExecutionProvider, TensorrtExecutionProvider, CPUExecutionProvider, OpenVINOExecutionProvider"
 
 
@@ -97,8 +97,8 @@ def test_Given_a_wrong_variable_Then_it_is_named_as_the_source() -> None:
     ]
     assert lines({}, {"MUAI_OPT_ENABLED": "maybe"}) == [
         (
-            'optimization.enabled: "maybe" is not allowed (allowed: true or false; in a variable also yes, no, on, off, '
-            "1, 0) [from MUAI_OPT_ENABLED]"
+            'optimization.enabled: "maybe" is not allowed (allowed: true or false; in a variable also yes, no, on, '
+            "off, 1, 0) [from MUAI_OPT_ENABLED]"
         )
     ]
     (line,) = lines({}, {"MUAI_OPT_ENGINE_PREFERENCE": "vllm,,onnx"})
