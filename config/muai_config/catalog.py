@@ -121,12 +121,17 @@ class ModelSpec(Section):
         "auto", example="fp32", describe="Number format of its weights; auto leaves it to the engine's own setting."
     )
     max_input_tokens: int | None = setting(
-        None, ge=1, le=2**53, unit="tokens", example=512, describe="Longest input; null takes the model's own limit."
+        None,
+        ge=1,
+        le=100_000_000,
+        unit="tokens",
+        example=512,
+        describe="Longest input; null takes the model's own limit.",
     )
     max_new_tokens: int | None = setting(
         None,
         ge=1,
-        le=2**53,
+        le=100_000_000,
         unit="tokens",
         example=256,
         describe="Tokens generated when a request does not say how many; null leaves it to the engine.",

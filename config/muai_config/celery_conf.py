@@ -1,5 +1,6 @@
 """What Celery is configured with, for each kind of process."""
 
+import ssl
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -30,6 +31,8 @@ _CONNECTION = {
     "broker_connection_max_retries": None,  # a broker that is away for an hour must not end the workers
 }
 
+_MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
+
 
 def celery_settings(settings: Settings, role: Role, engine: str | None = None) -> dict[str, Any]:
     """The Celery configuration of one process.
@@ -57,7 +60,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     queue = settings.queue
     url, master_name = _without_master_name(queue.broker_url)
     if not queue.broker_is_redis:
-        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}}
+        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}, **_tls(url)}
     options: dict[str, Any] = {"lease_ttl_s": queue.lease_ttl_s, "state_prefix": queue.key_prefix}
     if master_name is not None:
         options["master_name"] = master_name
@@ -66,7 +69,21 @@ def _broker(settings: Settings) -> dict[str, Any]:
         "broker_url": url,
         "broker_transport": f"muai_batching.transport:{transport}",
         "broker_transport_options": options,
+        **_tls(url),
     }
+
+
+def _tls(url: str) -> dict[str, Any]:
+    """TLS with certificates checked. kombu knows the schemes of its own transports only, and checks nothing by itself.
+
+    Redis addresses may say otherwise, with ssl_… after the question mark: kombu prefers those.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "rediss":
+        return {"broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED}}
+    if parts.scheme == "amqps":
+        return {"broker_use_ssl": {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname}}
+    return {}
 
 
 def _results(settings: Settings) -> dict[str, Any]:
@@ -136,7 +153,10 @@ def _worker(settings: Settings, role: Role) -> dict[str, Any]:
 def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
     """How many messages a process holds unacknowledged: concurrency times multiplier, those at work included."""
     if role == "collector":
-        return {"worker_concurrency": 1, "worker_prefetch_multiplier": settings.optimization.batcher.buffer_requests}
+        held = settings.optimization.batcher.buffer_requests
+        if not settings.queue.broker_is_redis:
+            held = min(held, _MAX_AMQP_PREFETCH)
+        return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
     if role == "engine":
         queue = settings.queue
         return {

@@ -11,7 +11,7 @@ Dtype = Literal["auto", "fp16", "fp32", "bf16"]
 ExecutionProvider = Literal[
     "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider", "OpenVINOExecutionProvider"
 ]
-MAX_INTEGER = 2**53  # the largest that JSON readers agree on
+MAX_TOKENS = 100_000_000  # far beyond every context; catches a unit mistaken
 
 
 class VLLMSettings(Section):
@@ -31,7 +31,7 @@ class VLLMSettings(Section):
     max_model_len: int | None = setting(
         None,
         ge=1,
-        le=MAX_INTEGER,
+        le=MAX_TOKENS,
         unit="tokens",
         example=8192,
         describe="Longest sequence, prompt and answer together; null takes the model's own limit.",
@@ -172,7 +172,7 @@ class BatcherSettings(Section):
     max_batch_tokens: int = setting(
         32768,
         ge=1,
-        le=MAX_INTEGER,
+        le=MAX_TOKENS,
         unit="tokens",
         example=16384,
         reloadable=True,

@@ -71,21 +71,23 @@ class SettingInfo:
 
     @property
     def example(self) -> Any:
-        return _extra(self.field).get("example")
+        return field_example(self.field)
 
     @property
     def allowed(self) -> str:
         return allowed_words(self.field.annotation, self.field.metadata)
 
     @property
-    def item_allowed(self) -> str:
-        """What each entry of a list may be."""
-        item = list_item(self.field.annotation)
-        return self.allowed if item is None else allowed_words(item)
-
-    @property
     def type_words(self) -> str:
         return type_words(self.field.annotation)
+
+
+def field_example(field: FieldInfo) -> Any:
+    """A value worth showing: the one declared, or the other boolean, or the default."""
+    extra = _extra(field)
+    if "example" in extra:
+        return extra["example"]
+    return not field.default if isinstance(field.default, bool) else field.default
 
 
 def _extra(field: FieldInfo) -> dict[str, Any]:
@@ -149,6 +151,14 @@ def section_at(path: KeyPath) -> type[Section] | None:
             return None
         model = section_model(model, name)
     return model
+
+
+def section_description(path: KeyPath) -> str:
+    """What the section at `path` in the file is for."""
+    if path == ("models",):
+        return Settings.model_fields["models"].description or ""
+    field = field_at(path)
+    return "" if field is None else field.description or ""
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
