@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import redis
+from kombu.exceptions import OperationalError
 
 from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room
 from muai_batching.dispatch import Dispatcher, Handle
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
+RETRY_S = 0.5
 
 
 def policy_from(settings: Settings) -> BatchPolicy:
@@ -80,7 +82,7 @@ class Collector:
         self._outstanding: dict[str, int] = {}
         self._refused: list[tuple[Answer | None, Handle]] = []
         self._routes: dict[BatchKey, Route | None] = {}
-        self._unmarked: list[str] = []
+        self._unmarked: list[Waiting] = []
 
     # -- what the event loop calls -------------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Collector:
             return
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
-        self._unmarked.append(request.id)
+        self._unmarked.append(item)
 
     def on_undecodable(self, message: Any, error: Exception) -> None:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
@@ -128,9 +130,9 @@ class Collector:
             self._settle_refused()
             more = self._send_due()
             self._mark_received()
-        except redis.RedisError as error:
-            log.warning("the state store does not answer: %s; holding %d requests", error, self.assembler.num_requests)
-            return 0.5
+        except (redis.RedisError, OperationalError, ConnectionError) as error:
+            log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
+            return RETRY_S
         if more:
             return 0.0
         timeout_s = self.assembler.next_timeout_s()
@@ -239,7 +241,7 @@ class Collector:
     def _mark_received(self) -> None:
         """Show RECEIVED for what could not be sent in the turn in which it came."""
         if self._unmarked:
-            waiting = self.assembler.waiting_ids(self._unmarked)
+            waiting = [item.request.id for item in self._unmarked if item.queued]
             self._unmarked = []
             self._store.mark(RECEIVED, waiting)
 

@@ -1,0 +1,168 @@
+"""The collector as a Celery worker: visible to Flower and `celery inspect`, stopped by the same signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+from kombu import Connection
+
+from muai_batching.collector import Collector
+from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
+from muai_batching.watcher import FleetWatcher
+from muai_config import celery_settings, load_settings
+from muai_config.engines import ALL_ENGINES
+from muai_config.queues import REQUEST_QUEUES
+from muai_producers.connections import state_client
+from muai_producers.fleet import FleetView
+from muai_producers.messages import INFER_TASK
+from muai_producers.store import Store
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+log = logging.getLogger(__name__)
+SWEEP_EVERY_S = 1.0
+
+
+def create_app(settings: Settings) -> Celery:
+    """The Celery application of the collector."""
+    app = Celery("muai.collector", set_as_current=False)
+    app.conf.update(celery_settings(settings, "collector"))
+    app.conf.worker_consumer = CollectorConsumer
+    app.conf.worker_pool = "solo"
+    app.muai_settings = settings
+
+    @app.task(name=INFER_TASK, ignore_result=True)
+    def infer(**_: Any) -> None:
+        """Registered so that `inspect registered` shows it; the consumer takes its messages before any pool."""
+        raise RuntimeError("requests are collected, not executed: send muai.infer to the queue 'inference'")
+
+    return app
+
+
+class CollectorConsumer(Consumer):
+    """A Celery consumer that hands the messages of `muai.infer` to the collector instead of to a pool.
+
+    Any other message on the request queues is answered and kept as a dead letter.
+    """
+
+    collector: Collector | None = None
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by Celery at each start of the event loop, also after a lost connection."""
+        self._start_collecting()
+        collector = self.collector
+        assert collector is not None
+        take, schedule = collector.on_message, self._schedule_tick
+
+        def on_task_received(message: Any) -> None:
+            headers = message.headers
+            if isinstance(headers, dict) and headers.get("task") == INFER_TASK:
+                take(message)
+            else:
+                collector.on_undecodable(message, ValueError(f"only {INFER_TASK} is served here"))
+            schedule()
+
+        return on_task_received
+
+    def _start_collecting(self) -> None:
+        if self.collector is not None:
+            self.collector.forget_all()
+            return
+        settings: Settings = self.app.muai_settings
+        client = state_client(settings.queue.state_url)
+        store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
+        revoked = worker_state.revoked
+        self.collector = Collector(
+            settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
+        )
+        self._tick_scheduled = False
+        self._timer: Any = None
+        watched = state_client(settings.queue.state_url)
+        self._watcher = FleetWatcher(
+            watched,
+            Store(watched, prefix=settings.queue.key_prefix),
+            ALL_ENGINES,
+            lambda view: self.hub.call_soon(self._on_fleet, view),
+            lambda engine, outstanding: self.hub.call_soon(self._on_batch_done, engine, outstanding),
+        )
+        self._watcher.start()
+
+    def _on_fleet(self, view: FleetView) -> None:
+        assert self.collector is not None
+        self.collector.on_fleet(view)
+        self.collector.sweep()
+        self._tick()
+
+    def _on_batch_done(self, engine: str, outstanding: int) -> None:
+        assert self.collector is not None
+        self.collector.on_batch_done(engine, outstanding)
+        self._schedule_tick()
+
+    def _schedule_tick(self) -> None:
+        if not self._tick_scheduled:
+            self._tick_scheduled = True
+            self.hub.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        assert self.collector is not None
+        self._tick_scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        delay_s = self.collector.tick()
+        if delay_s == 0.0:
+            # Through the timer, so that the loop reads its sockets in between.
+            self._timer = self.hub.call_later(0, self._tick)
+        elif delay_s is not None:
+            self._timer = self.hub.call_later(delay_s, self._tick)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A message whose envelope kombu refuses."""
+        if self.collector is not None:
+            self.collector.on_undecodable(message, exc)
+            self._schedule_tick()
+
+    def shutdown(self) -> None:
+        """Celery's own shutdown returns what is unacknowledged to the queue."""
+        if self.collector is not None:
+            self._watcher.close()
+        super().shutdown()
+
+
+def _dispatcher(settings: Settings, store: Store) -> Dispatcher:
+    if settings.queue.broker_is_redis and settings.queue.broker_url == settings.queue.state_url:
+        return RedisDispatcher(store)
+    conf = celery_settings(settings, "producer")
+    connection = Connection(
+        conf["broker_url"],
+        transport=conf.get("broker_transport"),
+        ssl=conf.get("broker_use_ssl") or False,
+        transport_options={k: v for k, v in conf["broker_transport_options"].items() if k != "confirm_publish"},
+    )
+    return ConfirmingDispatcher(store, connection, conf["task_queues"])
+
+
+def run_collector(settings: Settings, name: str | None = None, *, log_level: str = "INFO") -> None:
+    """Run a collector until it is told to stop. Blocks.
+
+    Args:
+        name: the worker's name in Flower; made from the host and process id where None.
+    """
+    hostname = f"{name or f'collector-{os.getpid()}'}@{socket.gethostname()}"
+    argv = ["worker", "--pool", "solo", "--queues", ",".join(REQUEST_QUEUES), "--hostname", hostname]
+    argv += ["--loglevel", log_level, "--without-gossip", "--without-mingle", "--task-events"]
+    create_app(settings).worker_main(argv)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, for `celery -A muai_batching.app`: built when asked for, from the configuration in the environment."""
+    if name == "app":
+        return create_app(load_settings())
+    raise AttributeError(name)
