@@ -1,0 +1,151 @@
+"""What Celery is configured with, for each kind of process."""
+
+from typing import Any, Literal
+from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+
+from kombu import Exchange, Queue
+
+from muai_config import queues
+from muai_config.settings import Settings
+
+Role = Literal["producer", "collector", "engine", "control"]
+
+# Redeliver rather than lose: a task is acknowledged after its work, and goes back when its worker dies.
+_DELIVERY = {
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+}
+# JSON or msgpack, never pickle: whoever can write to the broker must not be able to run code.
+_WIRE = {
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "accept_content": ["json", "msgpack"],
+    "result_accept_content": ["json", "msgpack"],
+}
+_CONNECTION = {
+    "broker_connection_timeout": 5.0,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,  # a broker that is away for an hour must not end the workers
+}
+
+_MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
+
+
+def celery_settings(settings: Settings, role: Role, engine: str | None = None) -> dict[str, Any]:
+    """The Celery configuration of one process.
+
+    Args:
+        engine: the engine that an engine worker runs; it decides the worker's own queue.
+    Raises:
+        ValueError: `role` is engine and `engine` names none, or the other way round.
+    """
+    if (role == "engine") != (engine is not None):
+        raise ValueError("an engine worker, and only that, is configured for an engine")
+    conf: dict[str, Any] = {**_DELIVERY, **_WIRE, **_CONNECTION, **_broker(settings), **_results(settings)}
+    conf |= _queues(settings) | _worker(settings, role)
+    conf |= {"task_default_queue": _own_queue(role, engine), "enable_utc": True, "timezone": "UTC"}
+    return conf
+
+
+def _own_queue(role: Role, engine: str | None) -> str:
+    if engine is not None:
+        return queues.engine_queue(engine)
+    return queues.CONTROL if role == "control" else queues.INFERENCE
+
+
+def _broker(settings: Settings) -> dict[str, Any]:
+    queue = settings.queue
+    url, master_name = _without_master_name(queue.broker_url)
+    if not queue.broker_is_redis:
+        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}}
+    options: dict[str, Any] = {"lease_ttl_s": queue.lease_ttl_s, "state_prefix": queue.key_prefix}
+    if master_name is not None:
+        options["master_name"] = master_name
+    transport = "SentinelTransport" if url.startswith("sentinel://") else "Transport"
+    return {
+        "broker_url": url,
+        "broker_transport": f"muai_batching.transport:{transport}",
+        "broker_transport_options": options,
+    }
+
+
+def _results(settings: Settings) -> dict[str, Any]:
+    url, master_name = _without_master_name(settings.queue.state_url)
+    if url.startswith("rediss://") and "ssl_cert_reqs" not in parse_qs(urlsplit(url).query):
+        # Celery refuses rediss:// without a word on certificates; ours is the safe one.
+        parts = urlsplit(url)
+        query = "&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED")))
+        url = urlunsplit(parts._replace(path=parts.path or "/0", query=query))
+    conf: dict[str, Any] = {
+        "result_backend": url,
+        "result_expires": settings.queue.result_ttl_s,
+        "result_extended": False,
+    }
+    if master_name is not None:
+        conf["result_backend_transport_options"] = {"master_name": master_name}
+    return conf
+
+
+def _without_master_name(url: str) -> tuple[str, str | None]:
+    """A Sentinel address without its ?master_name=…, which the transports want apart from it."""
+    if not url.startswith("sentinel://"):
+        return url, None
+    addresses, names = [], []
+    for address in url.split(";"):
+        parts = urlsplit(address)
+        query = parse_qs(parts.query)
+        names += query.pop("master_name", [])
+        addresses.append(urlunsplit(parts._replace(query=urlencode(query, doseq=True))))
+    return ";".join(addresses), names[0] if names else None
+
+
+def _queues(settings: Settings) -> dict[str, Any]:
+    # Nothing but the type: RabbitMQ refuses a plain producer that declares the queue with fewer arguments than ours.
+    arguments = {} if settings.queue.broker_is_redis else {"x-queue-type": "quorum"}
+    return {
+        "task_queues": [
+            Queue(name, Exchange(name, type="direct"), routing_key=name, durable=True, queue_arguments=dict(arguments))
+            for name in queues.ALL_QUEUES
+        ],
+        "task_default_queue_type": "classic" if settings.queue.broker_is_redis else "quorum",
+        # A misspelt queue is an error at once, not a queue that nobody consumes.
+        "task_create_missing_queues": False,
+        "task_routes": {
+            "muai.infer": {"queue": queues.INFERENCE},
+            "muai.control.*": {"queue": queues.CONTROL},
+            "muai.workflow.*": {"queue": queues.WORKFLOW},
+        },
+    }
+
+
+def _worker(settings: Settings, role: Role) -> dict[str, Any]:
+    if role == "producer":
+        return {"task_track_started": False}
+    conf: dict[str, Any] = {
+        "task_track_started": False,
+        "worker_pool": "threads",
+        "worker_hijack_root_logger": False,
+        "worker_enable_remote_control": True,
+        "worker_soft_shutdown_timeout": float(settings.monitoring.server.graceful_shutdown_timeout),
+        # The collector's tasks are single requests: an event for each would cost more than the batching.
+        "worker_send_task_events": role != "collector",
+    }
+    return conf | _reservation(settings, role)
+
+
+def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
+    """How many messages a process holds unacknowledged: concurrency times multiplier, those at work included."""
+    if role == "collector":
+        held = settings.optimization.batcher.buffer_requests
+        if not settings.queue.broker_is_redis:
+            held = min(held, _MAX_AMQP_PREFETCH)
+        return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
+    if role == "engine":
+        queue = settings.queue
+        return {
+            "worker_concurrency": queue.worker_concurrency,
+            "worker_prefetch_multiplier": 1 + queue.worker_prefetch,
+        }
+    return {"worker_concurrency": 4, "worker_prefetch_multiplier": 1}

@@ -1,0 +1,164 @@
+"""The `monitoring` section: metrics, traces, alerts and the HTTP server."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from muai_config.fields import Conflict, DistinctList, Host, HttpUrl, Name, Section, UrlPath, section, setting
+
+
+class PrometheusSettings(Section):
+    enabled: bool = setting(True, describe="Whether metrics are exported for Prometheus.")
+    port: int = setting(9090, ge=1, le=65535, example=9100, describe="Port of the metrics page; it must be free.")
+    host: Host = setting(
+        "0.0.0.0",
+        example="127.0.0.1",
+        describe="Address that the metrics page listens on; 127.0.0.1 keeps it to this machine.",
+    )
+    path: UrlPath = setting("/metrics", example="/internal/metrics", describe="Path of the metrics page.")
+
+
+class TracingSettings(Section):
+    enabled: bool = setting(True, describe="Whether requests are traced with OpenTelemetry.")
+    endpoint: HttpUrl = setting(
+        "http://localhost:4317",
+        example="http://otel-collector:4317",
+        describe="The OTLP collector that takes the traces.",
+    )
+    sample_rate: float = setting(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        unit="fraction of requests",
+        example=0.1,
+        reloadable=True,
+        describe="Share of requests that are traced; 0.1 suits heavy traffic.",
+    )
+    service_name: str = setting(
+        "muai-orchestration", min_length=1, example="muai-staging", describe="The name that traces carry."
+    )
+    export_timeout_ms: int = setting(
+        30000, ge=1, le=3_600_000, unit="ms", example=10000, describe="Longest that one export may take."
+    )
+
+
+class AnomalySettings(Section):
+    enabled: bool = setting(True, reloadable=True, describe="Whether unusual behaviour is looked for and reported.")
+    latency_threshold_ms: float = setting(
+        1000.0,
+        gt=0.0,
+        unit="ms",
+        example=500.0,
+        reloadable=True,
+        env="MUAI_MON_ANOMALY_LATENCY_THRESHOLD",
+        describe="Latency above which an alert is raised.",
+    )
+    error_rate_threshold: float = setting(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        unit="fraction of requests",
+        example=0.01,
+        reloadable=True,
+        describe="Share of failed requests above which an alert is raised.",
+    )
+    memory_threshold_percent: float = setting(
+        90.0,
+        ge=0.0,
+        le=100.0,
+        unit="%",
+        example=85.0,
+        reloadable=True,
+        describe="Memory use above which an alert is raised.",
+    )
+    throughput_threshold_rps: float = setting(
+        1.0,
+        ge=0.0,
+        unit="requests/s",
+        example=10.0,
+        reloadable=True,
+        describe="Throughput below which an alert is raised.",
+    )
+    alert_rate_limit_seconds: int = setting(
+        300,
+        ge=0,
+        le=604_800,
+        unit="s",
+        example=600,
+        reloadable=True,
+        describe="Least time between two alerts of one kind, so that one fault is not a storm of messages.",
+    )
+    alert_destinations: DistinctList[Literal["log", "webhook", "alertmanager"]] = setting(
+        ("log",), example=["log", "webhook"], reloadable=True, describe="Where alerts go."
+    )
+    webhook_url: HttpUrl | None = setting(
+        None,
+        example="https://hooks.example.com/muai",
+        reloadable=True,
+        describe="Address that alerts are posted to; needed when webhook is among alert_destinations.",
+    )
+    alertmanager_url: HttpUrl | None = setting(
+        None,
+        example="http://alertmanager:9093",
+        reloadable=True,
+        describe="The Prometheus Alertmanager; needed when alertmanager is among alert_destinations.",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for destination, url in (("webhook", self.webhook_url), ("alertmanager", self.alertmanager_url)):
+            if destination in self.alert_destinations and url is None:
+                yield Conflict(
+                    f"{destination}_url",
+                    None,
+                    f"an http:// or https:// address, because alert_destinations has {destination}",
+                )
+
+
+class ServerSettings(Section):
+    enabled: bool = setting(False, describe="Whether the HTTP server runs; production deployments want it.")
+    host: Host = setting("0.0.0.0", example="127.0.0.1", describe="Address that the server listens on.")
+    port: int = setting(8000, ge=1, le=65535, example=8080, describe="Port that the server listens on.")
+    queue_capacity: int = setting(
+        100,
+        ge=1,
+        le=1_000_000_000,
+        unit="requests",
+        example=10000,
+        reloadable=True,
+        describe="Most requests accepted and not yet answered; one more is refused.",
+    )
+    preload_models: DistinctList[Name] = setting(
+        (),
+        example=["all-minilm-l6-v2"],
+        describe="Models to load at the start, so that the first request need not wait for it.",
+    )
+    graceful_shutdown_timeout: int = setting(
+        30,
+        ge=0,
+        le=86_400,
+        unit="s",
+        example=120,
+        describe="Time that requests in progress have to finish when a process is told to stop.",
+    )
+    health_check_path: UrlPath = setting("/health", example="/healthz", describe="Path of the health check.")
+    readiness_check_path: UrlPath = setting("/ready", example="/readyz", describe="Path of the readiness check.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.health_check_path == self.readiness_check_path:
+            yield Conflict("readiness_check_path", self.readiness_check_path, "a path other than health_check_path")
+
+
+class MonitoringSettings(Section):
+    enabled: bool = setting(
+        True, describe="The main switch of metrics, traces and alerts. The HTTP server has its own."
+    )
+    prometheus: PrometheusSettings = section(PrometheusSettings, "Metrics for Prometheus.")
+    tracing: TracingSettings = section(TracingSettings, "Traces for OpenTelemetry.")
+    anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
+    server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        both_listen = self.enabled and self.prometheus.enabled and self.server.enabled
+        if both_listen and self.prometheus.port == self.server.port:
+            yield Conflict(
+                "prometheus.port", self.prometheus.port, "a port other than monitoring.server.port, as both listen"
+            )
