@@ -37,6 +37,7 @@ def run_isolated(
     requests: Sequence[InferenceRequest],
     on_completion: Callable[[Completion], None],
     *,
+    prepare: Callable[[], None] | None = None,
     relieve: Callable[[], None] | None = None,
 ) -> IsolationReport:
     """Run `requests` together, answering each exactly once, whatever the engine does.
@@ -49,9 +50,17 @@ def run_isolated(
     Args:
         run: one forward pass; may raise after it has completed some.
         on_completion: told of each completion as it comes. What it raises passes through and ends the run.
+        prepare: called once before the first run, to load the model; when it raises, the engine is to blame.
         relieve: called after each out-of-memory error, to free what can be freed before the halves run.
     """
     isolation = _Isolation(run, requests, on_completion)
+    if prepare is not None and isolation.left:
+        try:
+            prepare()
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is an engine failure
+            failure = as_engine_error(error)
+            isolation.fail_rest(failure)
+            return IsolationReport(0, 0, failure)
     pieces: list[list[InferenceRequest]] = [list(isolation.left.values())] if isolation.left else []
     rounds = 0
     while pieces:

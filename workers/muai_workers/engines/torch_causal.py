@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from muai_workers.engines.decoding import DecodingModel
 from muai_workers.engines.padding import PaddedRows
@@ -25,7 +25,7 @@ def load_causal(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
         plan.spec,
         tokenizer,
         lambda: CausalDecoder(step, plan.config, plan.device, accepted),
-        end_ids=end_ids(model, tokenizer),
+        end_ids=configured_end_ids(plan, tokenizer),
         context_tokens=context_tokens(plan.config),
         limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
         padding_side="left",
@@ -33,9 +33,12 @@ def load_causal(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
     )
 
 
-def end_ids(model: Any, tokenizer: TextTokenizer) -> frozenset[int]:
-    """The tokens that end an answer."""
-    configured = model.generation_config.eos_token_id
+def configured_end_ids(plan: TorchPlan, tokenizer: TextTokenizer) -> frozenset[int]:
+    """The tokens that end an answer, by the model's files."""
+    try:
+        configured = GenerationConfig.from_pretrained(plan.folder, local_files_only=True).eos_token_id
+    except OSError:  # no generation_config.json
+        configured = getattr(plan.config, "eos_token_id", None)
     ids = [configured] if isinstance(configured, int) else list(configured or ())
     return frozenset(one for one in (*ids, tokenizer.eos_id) if one is not None)
 

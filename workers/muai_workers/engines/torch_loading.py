@@ -72,7 +72,7 @@ def load_module(auto_class: Any, plan: TorchPlan, *, dispensable: tuple[str, ...
         ModelLoadError: weights are absent: the model was trained for another task.
     """
     # Progress bars belong on terminals, not in the logs of workers.
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     attention = {} if plan.attention == "auto" else {"attn_implementation": plan.attention}
     module, report = auto_class.from_pretrained(
         plan.folder,

@@ -12,7 +12,7 @@ from muai_producers.errors import ModelLoadError
 from muai_workers.engines.decoding import DecodingModel
 from muai_workers.engines.padding import PaddedRows
 from muai_workers.engines.tokens import TextTokenizer, input_limit
-from muai_workers.engines.torch_causal import end_ids
+from muai_workers.engines.torch_causal import configured_end_ids
 from muai_workers.engines.torch_loading import TorchPlan, load_module
 
 
@@ -33,7 +33,7 @@ def load_seq2seq(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
         plan.spec,
         tokenizer,
         lambda: Seq2SeqDecoder(model, plan.device, int(start_id)),
-        end_ids=end_ids(model, tokenizer),
+        end_ids=configured_end_ids(plan, tokenizer),
         context_tokens=None,
         limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
         padding_side="right",

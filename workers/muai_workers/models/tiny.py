@@ -98,12 +98,12 @@ def build_tiny_seq2seq(folder: Path) -> Path:
                 d_ff=128,
                 num_layers=2,
                 num_heads=4,
-                decoder_start_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 initializer_factor=4.0,
             )
         )
+    model.generation_config.decoder_start_token_id = tokenizer.pad_token_id
     return _save(folder, model, tokenizer)
 
 
@@ -129,7 +129,7 @@ def _causal_tokenizer(context_tokens: int) -> Any:
         show_progress=False,
     )
     backend.train_from_iterator([*PROSE, *(text for pair in DIALOGUES for text in pair)], trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,
@@ -150,7 +150,7 @@ def _word_tokenizer(texts: Iterable[str]) -> Any:
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -205,7 +205,7 @@ def _training(model: Any, *, learning_rate: float, steps: int) -> Any:
 
 def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
