@@ -1,0 +1,153 @@
+"""The decoding loop: rows with parameters of their own share each step, and leave the batch as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+
+from muai_config import ModelSpec
+from muai_producers.wire import InferenceRequest, Parameters
+from muai_workers.engines.base import Completion, EngineOutput
+from muai_workers.engines.padding import PaddedRows, pad_rows
+from muai_workers.engines.sampling import Sampler, choose_tokens
+from muai_workers.engines.tokens import TextTokenizer, TokenRow, admit
+
+DEFAULT_NEW_TOKENS = 128
+"""For models whose catalog entry does not say."""
+FinishReason = Literal["stop", "length"]
+
+
+class Decoder(Protocol):
+    """One batch on its way through a model, with its keys and values. Logits have the shape (num_rows, vocabulary)."""
+
+    def start(self, rows: PaddedRows) -> torch.Tensor:
+        """Take in the prompts, padded as `DecodingModel` was told; returns the logits that follow them."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append one token to each row; returns the logits that follow."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        ...
+
+
+@dataclass
+class _Row:
+    """A request in the loop."""
+
+    source: TokenRow
+    max_new_tokens: int
+    sampler: Sampler
+    generated: list[int] = field(default_factory=list)
+    text: str | None = None
+    """Set early where a stop string was found."""
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.source.request.parameters
+
+    def take(self, token: int, end_ids: Collection[int], tokenizer: TextTokenizer) -> FinishReason | None:
+        """Append `token`; returns why the row is finished, or None when it goes on."""
+        if token in end_ids:
+            return "stop"
+        self.generated.append(token)
+        if self.parameters.stop:
+            text = tokenizer.decode(self.generated)
+            places = [place for place in map(text.find, self.parameters.stop) if place >= 0]
+            if places:
+                self.text = text[: min(places)]
+                return "stop"
+        return "length" if len(self.generated) >= self.max_new_tokens else None
+
+
+class DecodingModel:
+    """A model that generates, whatever computes its steps. Thread-safe as far as `new_decoder`'s decoders are."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: TextTokenizer,
+        new_decoder: Callable[[], Decoder],
+        *,
+        end_ids: Collection[int],
+        context_tokens: int | None,
+        limit_tokens: int | None,
+        padding_side: Literal["left", "right"],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """
+        Args:
+            new_decoder: called once for each batch.
+            context_tokens: prompt and answer together; None: unlimited, or the prompt does not count (seq2seq).
+            limit_tokens: longest prompt.
+            padding_side: left where the answer continues the prompt.
+        """
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._new_decoder = new_decoder
+        self._end_ids = end_ids
+        self._context_tokens = context_tokens
+        self._limit_tokens = limit_tokens
+        self._padding_side = padding_side
+        self._extra = extra
+
+    def serves(self, task: str) -> bool:
+        if task == "chat" and not self._tokenizer.has_chat_template:
+            return False
+        return any(
+            task == known and self._spec.serves(known, has_chat_template=self._tokenizer.has_chat_template)
+            for known in ("text-generation", "chat", "summarization")
+        )
+
+    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        keep: Literal["start", "end"] = "end" if self._padding_side == "left" else "start"
+        admitted, refused = admit(self._tokenizer, task, requests, self._prompt_limit(), keep)
+        yield from refused
+        rows = [_Row(row, self._room(row), Sampler(row.request.parameters, row.ids)) for row in admitted]
+        if rows:
+            yield from self._decode(rows)
+
+    def _prompt_limit(self) -> int | None:
+        # One position must be left for the answer.
+        limits = [self._limit_tokens, None if self._context_tokens is None else self._context_tokens - 1]
+        known = [limit for limit in limits if limit is not None]
+        return min(known) if known else None
+
+    def _room(self, row: TokenRow) -> int:
+        wanted = row.request.parameters.max_tokens or self._spec.max_new_tokens or DEFAULT_NEW_TOKENS
+        return wanted if self._context_tokens is None else min(wanted, self._context_tokens - len(row.ids))
+
+    def _decode(self, rows: list[_Row]) -> Iterator[Completion]:
+        decoder = self._new_decoder()
+        logits = decoder.start(pad_rows([row.source.ids for row in rows], self._tokenizer.pad_id, self._padding_side))
+        while True:
+            tokens = choose_tokens(logits, [row.sampler for row in rows])
+            going: list[int] = []
+            for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                reason = row.take(token, self._end_ids, self._tokenizer)
+                if reason is None:
+                    going.append(index)
+                else:
+                    yield self._completion(row, reason)
+            if not going:
+                return
+            if len(going) < len(rows):
+                decoder.keep(going)
+                rows = [rows[index] for index in going]
+                tokens = [tokens[index] for index in going]
+            logits = decoder.step(tokens)
+
+    def _completion(self, row: _Row, reason: FinishReason) -> Completion:
+        text = self._tokenizer.decode(row.generated) if row.text is None else row.text
+        output = EngineOutput(
+            {"text": text, "finish_reason": reason},
+            input_tokens=len(row.source.ids),
+            output_tokens=len(row.generated),
+            extra=self._extra,
+        )
+        return Completion(row.source.request.id, output=output)

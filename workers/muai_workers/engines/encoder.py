@@ -1,0 +1,76 @@
+"""Embedding and classification, whatever computes the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muai_config import ModelSpec
+from muai_producers.wire import InferenceRequest
+from muai_workers.engines.base import Completion, EngineOutput
+from muai_workers.engines.padding import PaddedRows, group_by_length, pad_rows
+from muai_workers.engines.tokens import TextTokenizer, admit
+
+Forward = Callable[[PaddedRows], NDArray[np.float32]]
+"""Embeddings (num_rows, hidden_size), or probabilities (num_rows, num_labels)."""
+
+
+class Encoder:
+    """A sentence encoder or a classifier in memory. Thread-safe as far as `forward` is."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: TextTokenizer,
+        forward: Forward,
+        *,
+        labels: Sequence[str],
+        limit_tokens: int | None,
+        max_padded_tokens: int,
+        call_overhead_tokens: int,
+        extra: Mapping[str, Any],
+    ) -> None:
+        """
+        Args:
+            labels: names of the columns of a classifier; empty for embeddings.
+            max_padded_tokens: most tokens, padding included, in one forward pass.
+            call_overhead_tokens: see `group_by_length`.
+            extra: goes into every output.
+        """
+        self._task = spec.task
+        self._tokenizer = tokenizer
+        self._forward = forward
+        self._labels = labels
+        self._limit_tokens = limit_tokens
+        self._max_padded_tokens = max_padded_tokens
+        self._call_overhead_tokens = call_overhead_tokens
+        self._extra = extra
+
+    def serves(self, task: str) -> bool:
+        return task == self._task
+
+    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        rows, refused = admit(self._tokenizer, task, requests, self._limit_tokens)
+        yield from refused
+        groups = group_by_length(
+            [len(row.ids) for row in rows],
+            call_overhead_tokens=self._call_overhead_tokens,
+            max_padded_tokens=self._max_padded_tokens,
+        )
+        for group in groups:
+            members = [rows[index] for index in group]
+            values = self._forward(pad_rows([row.ids for row in members], self._tokenizer.pad_id, "right"))
+            for row, value in zip(members, values, strict=True):
+                output = EngineOutput(self._outputs(value), len(row.ids), extra=self._extra)
+                yield Completion(row.request.id, output=output)
+
+    def _outputs(self, value: NDArray[np.float32]) -> dict[str, Any]:
+        if not self._labels:
+            return {"embedding": value.tolist()}
+        scored = [
+            {"label": label, "score": float(score)} for label, score in zip(self._labels, value.tolist(), strict=True)
+        ]
+        return {"labels": sorted(scored, key=lambda one: -one["score"])}

@@ -1,0 +1,209 @@
+"""`FakeEngine`: an engine without a model, for tests of web apps and for load trials.
+
+Its answers depend on the request alone, so a test can state them beforehand; it takes as long as it is told to, and it
+fails as it is told to. It passes the same contract tests as the real engines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from muai_config import ModelSpec, Settings
+from muai_producers.errors import (
+    EngineUnavailableError,
+    InferenceFailedError,
+    InputTooLongError,
+    InvalidRequestError,
+    ModelLoadError,
+    OutOfMemoryError,
+    RequestError,
+)
+from muai_producers.wire import INPUT_FIELD, InferenceRequest
+from muai_workers.engines.base import Availability, Capabilities, Completion, EngineOutput
+
+ALL_TASKS = frozenset(INPUT_FIELD)
+DEFAULT_NEW_TOKENS = 16
+REMEMBERED_RUNS = 10_000
+
+
+class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a fake engine behaves. Tokens are words between blanks. A batch of n takes `a·n + b` milliseconds."""
+
+    latency_per_request_ms: float = 0.0
+    latency_per_batch_ms: float = 0.0
+    embedding_size: int = 8
+    poison_marker: str = "POISON"
+    """An input that holds it makes the whole batch raise."""
+    bad_marker: str = "BAD"
+    """An input that holds it is refused by itself."""
+    kill_marker: str = "KILL"
+    """An input that holds it kills the process with SIGKILL."""
+    out_of_memory_above: int | None = None
+    """Larger batches raise `OutOfMemoryError`."""
+    unavailable: str | None = None
+    """The reason why the engine cannot run here; None: it can."""
+    fail_to_load: tuple[str, ...] = ()
+    """Names of models that cannot be loaded."""
+    refuse: tuple[str, ...] = ()
+    """Names of models that it says it cannot serve."""
+    load_ms: float = 0.0
+
+    @classmethod
+    def from_env_value(cls, value: str) -> FakeOptions:
+        """Read options from a JSON object, such as the variable `MUAI_TEST_FAKE_ENGINE` holds.
+
+        Raises:
+            ValueError: it is no JSON object, or names an option that there is not.
+        """
+        try:
+            return msgspec.json.decode(value or "{}", type=cls)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"fake engine options: {error}") from error
+
+
+class FakeEngine:
+    """See the module. `name` lets it stand in for a real engine in a chain."""
+
+    capabilities = Capabilities(tasks=ALL_TASKS, dtypes=frozenset({"auto", "fp32"}))
+
+    def __init__(
+        self, options: FakeOptions | None = None, *, name: str = "fake", sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.name = name
+        self.options = options or FakeOptions()
+        self.runs: deque[tuple[str, ...]] = deque(maxlen=REMEMBERED_RUNS)
+        """Ids of the requests of each call of `run`, oldest first, the last `REMEMBERED_RUNS`."""
+        self.loads = 0
+        """How often a model was really loaded."""
+        self._sleep = sleep
+        self._models: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def availability(self) -> Availability:
+        if self.options.unavailable is not None:
+            return Availability(False, self.options.unavailable)
+        return Availability(True, "the fake engine runs everywhere")
+
+    def refusal(self, spec: ModelSpec) -> str | None:
+        return f"the fake engine was told to refuse {spec.name}" if spec.name in self.options.refuse else None
+
+    def load(self, spec: ModelSpec) -> None:
+        if self.options.unavailable is not None:
+            raise EngineUnavailableError(self.options.unavailable, {"engine": self.name})
+        with self._lock:
+            if spec.name in self._models:
+                return
+            if spec.name in self.options.fail_to_load:
+                raise ModelLoadError(f"the fake engine was told not to load {spec.name}", {"model": spec.name})
+            if self.options.load_ms:
+                self._sleep(self.options.load_ms / 1000)
+            self._models[spec.name] = None
+            self.loads += 1
+
+    def unload(self, model: str) -> None:
+        with self._lock:
+            self._models.pop(model, None)
+
+    def loaded(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(self._models)
+
+    def estimate_memory_bytes(self, spec: ModelSpec) -> int:
+        return 0
+
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        self.load(spec)
+        with self._lock:
+            self.runs.append(tuple(request.id for request in requests))
+        texts = [_text(task, request) for request in requests]
+        self._misbehave(texts)
+        latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
+        if latency_ms:
+            self._sleep(latency_ms / 1000)
+        for request, text in zip(requests, texts, strict=True):
+            try:
+                yield Completion(request.id, output=self._answer(spec, task, request, text))
+            except RequestError as error:
+                yield Completion(request.id, error=error)
+
+    def close(self) -> None:
+        with self._lock:
+            self._models.clear()
+
+    def _misbehave(self, texts: Sequence[str]) -> None:
+        if any(self.options.kill_marker in text for text in texts):
+            os.kill(os.getpid(), signal.SIGKILL)
+        limit = self.options.out_of_memory_above
+        if limit is not None and len(texts) > limit:
+            raise OutOfMemoryError(f"{len(texts)} requests do not fit, at most {limit} do", {"batch_size": len(texts)})
+        if any(self.options.poison_marker in text for text in texts):
+            raise InferenceFailedError(f"an input holds {self.options.poison_marker}")
+
+    def _answer(self, spec: ModelSpec, task: str, request: InferenceRequest, text: str) -> EngineOutput:
+        words = text.split()
+        if self.options.bad_marker in text:
+            raise InvalidRequestError(f"the input holds {self.options.bad_marker}")
+        if spec.max_input_tokens is not None and len(words) > spec.max_input_tokens:
+            if not request.parameters.truncate:
+                raise InputTooLongError(
+                    f"the input has {len(words)} tokens, {spec.name} takes {spec.max_input_tokens}",
+                    {"input_tokens": len(words), "max_input_tokens": spec.max_input_tokens},
+                )
+            words = words[: spec.max_input_tokens]
+        text = " ".join(words)
+        if task == "embedding":
+            return EngineOutput({"embedding": _direction(text, self.options.embedding_size)}, len(words))
+        if task == "text-classification":
+            return EngineOutput({"labels": _labels(text)}, len(words))
+        answer, finish_reason = _continuation(spec, request, words)
+        outputs: dict[str, Any] = {"text": " ".join(answer), "finish_reason": finish_reason}
+        return EngineOutput(outputs, len(words), len(answer))
+
+
+def _text(task: str, request: InferenceRequest) -> str:
+    value = request.inputs[INPUT_FIELD[task]]
+    return value if isinstance(value, str) else " ".join(str(turn["content"]) for turn in value)
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _direction(text: str, size: int) -> list[float]:
+    vector = np.random.default_rng(_seed(text)).standard_normal(size)
+    unit: list[float] = (vector / np.linalg.norm(vector)).tolist()
+    return unit
+
+
+def _labels(text: str) -> list[dict[str, Any]]:
+    score = 0.5 + (_seed(text) % 1000) / 2002
+    first, second = ("POSITIVE", "NEGATIVE") if _seed(text) % 2 else ("NEGATIVE", "POSITIVE")
+    return [{"label": first, "score": score}, {"label": second, "score": 1.0 - score}]
+
+
+def _continuation(spec: ModelSpec, request: InferenceRequest, words: Sequence[str]) -> tuple[list[str], str]:
+    """The input's words, last first, as far as the token limit and the stop strings let them."""
+    limit = request.parameters.max_tokens or spec.max_new_tokens or DEFAULT_NEW_TOKENS
+    answer: list[str] = []
+    for word in reversed(words):
+        if any(stop in word for stop in request.parameters.stop):
+            return answer, "stop"
+        if len(answer) == limit:
+            return answer, "length"
+        answer.append(word)
+    return answer, "stop"
+
+
+def create(settings: Settings) -> FakeEngine:
+    """The fake engine at its defaults: no setting concerns it."""
+    return FakeEngine()

@@ -1,0 +1,64 @@
+"""Models in memory: each loaded once, however many threads ask for it at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from muai_producers.wire import InferenceRequest
+from muai_workers.engines.base import Completion
+
+
+class LoadedModel(Protocol):
+    """A model in memory, ready to run. Thread-safe."""
+
+    def serves(self, task: str) -> bool:
+        """Whether requests for `task` may go to this model."""
+        ...
+
+    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        """As `Engine.run`, except that what the library raises passes through as it is."""
+        ...
+
+
+class LoadedModels:
+    """The models that one engine holds, by name."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, LoadedModel] = {}
+        self._loading: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get_or_load(self, name: str, load: Callable[[], LoadedModel]) -> LoadedModel:
+        """The model, loaded by `load` when it is not there yet.
+
+        Threads that ask for a model which is being loaded wait for it; those that ask for another do not. When `load`
+        raises, the next one that waits tries again.
+        """
+        with self._lock:
+            model = self._models.get(name)
+            if model is not None:
+                return model
+            loading = self._loading.setdefault(name, threading.Lock())
+        with loading:
+            with self._lock:
+                model = self._models.get(name)
+            if model is None:
+                model = load()
+                with self._lock:
+                    self._models[name] = model
+        return model
+
+    def drop(self, name: str) -> bool:
+        """Forget the model; its memory goes when the last run that uses it ends. False: it was not there."""
+        with self._lock:
+            return self._models.pop(name, None) is not None
+
+    def drop_all(self) -> None:
+        with self._lock:
+            self._models.clear()
+
+    def names(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(self._models)

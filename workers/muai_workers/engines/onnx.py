@@ -1,0 +1,201 @@
+"""`ONNXEngine`: encoders, classifiers and causal models, converted from PyTorch and checked against it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from muai_config import ModelSpec, Settings
+from muai_producers.errors import EngineUnavailableError, ModelLoadError
+from muai_producers.wire import InferenceRequest
+from muai_workers.engines.base import Availability, Capabilities, Completion
+from muai_workers.engines.decoding import DecodingModel
+from muai_workers.engines.encoder import Encoder
+from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
+from muai_workers.engines.loading import LoadedModel, LoadedModels
+from muai_workers.engines.onnx_convert import GRAPH, QUANTIZED_GRAPH, convert_causal, convert_encoder
+from muai_workers.engines.onnx_session import OnnxDecoder, onnx_forward, open_session, usable_providers
+from muai_workers.engines.onnx_store import Conversion, ConversionStore, hash_file
+from muai_workers.engines.pytorch import CALL_OVERHEAD_TOKENS, refuse_task
+from muai_workers.engines.tokens import TextTokenizer, context_tokens, input_limit
+from muai_workers.engines.torch_causal import configured_end_ids
+from muai_workers.engines.torch_encoder import class_labels
+from muai_workers.engines.torch_loading import TorchPlan, plan_loading
+from muai_workers.models.source import resolve_source
+from muai_workers.models.weights import count_parameters, weight_files
+
+CAUSAL_TASKS = frozenset({"text-generation", "chat"})
+TASKS = CAUSAL_TASKS | {"embedding", "text-classification"}
+QUANTIZED_MIN_COSINE = 0.97
+"""Quantized answers point elsewhere by a few hundredths at most, or the graph is not used. Unquantized ones are held to
+`optimization.onnx.tolerance`."""
+FORMAT = 1
+"""Raised when conversions of older releases can no longer be used."""
+_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+class ONNXEngine:
+    """Runs models as ONNX graphs in fp32, or with 8-bit weights where that is configured."""
+
+    name = "onnx"
+    capabilities = Capabilities(tasks=TASKS, dtypes=frozenset({"auto", "fp32"}))
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._options = settings.optimization.onnx
+        self._models = LoadedModels()
+        self._store = ConversionStore(self._options.conversions_folder)
+
+    def availability(self) -> Availability:
+        try:
+            providers = usable_providers(self._options)
+        except EngineUnavailableError as error:
+            return Availability(False, error.message)
+        return Availability(True, f"onnxruntime {onnxruntime.__version__} with {', '.join(providers)}")
+
+    def is_available(self) -> bool:
+        """The specification's short form of `availability`."""
+        return self.availability().available
+
+    def refusal(self, spec: ModelSpec) -> str | None:
+        if spec.task not in TASKS:
+            return f"the onnx engine has no {spec.task}: it does not convert encoder-decoder models"
+        if spec.dtype not in self.capabilities.dtypes:
+            return f"the onnx engine computes in fp32, and {spec.name} asks for {spec.dtype}"
+        return None
+
+    def load(self, spec: ModelSpec) -> None:
+        self._model(spec)
+
+    def unload(self, model: str) -> None:
+        self._models.drop(model)
+
+    def loaded(self) -> tuple[str, ...]:
+        return self._models.names()
+
+    def estimate_memory_bytes(self, spec: ModelSpec) -> int:
+        with raising_load_errors(spec.name, self.name):
+            return count_parameters(self._folder(spec)) * (1 if self._options.enable_quantization else 4)
+
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        model = self._model(spec)
+        if not model.serves(task):
+            yield from refuse_task(spec, task, requests)
+            return
+        with raising_engine_errors():
+            yield from model.run(task, requests)
+
+    def close(self) -> None:
+        self._models.drop_all()
+
+    def convert_model(self, spec: ModelSpec) -> Path:
+        """Convert the model, unless that was done before; returns the graph that passed its checks.
+
+        Raises:
+            ModelLoadError: it cannot be converted, or the graph answers otherwise than the model.
+        """
+        refusal = self.refusal(spec)
+        if refusal is not None:
+            raise ModelLoadError(refusal, {"model": spec.name, "engine": self.name})
+        folder = self._folder(spec)
+        with raising_load_errors(spec.name, self.name):
+            return self._convert(self._plan(spec, folder))
+
+    def _model(self, spec: ModelSpec) -> LoadedModel:
+        return self._models.get_or_load(spec.name, lambda: self._load(spec))
+
+    def _folder(self, spec: ModelSpec) -> Path:
+        return resolve_source(spec, self._settings.model_cache.cache_dir)
+
+    def _plan(self, spec: ModelSpec, folder: Path) -> TorchPlan:
+        """How the original is loaded, to be converted: where and as what its graph will be compared."""
+        plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
+        return replace(plan, device=torch.device("cpu"), dtype=torch.float32, attention="auto", compile=False)
+
+    def _convert(self, plan: TorchPlan) -> Path:
+        convert = convert_causal if plan.spec.task in CAUSAL_TASKS else convert_encoder
+        conversion = self._store.open_or_build(self._key(plan), lambda scratch: convert(plan, scratch, self._options))
+        self._check(plan.spec, conversion)
+        return conversion.folder / (QUANTIZED_GRAPH if self._options.enable_quantization else GRAPH)
+
+    def _key(self, plan: TorchPlan) -> str:
+        """Names a conversion by everything that it depends on."""
+        spec = plan.spec
+        facts = {
+            "format": FORMAT,
+            "files": [hash_file(path) for path in (plan.folder / "config.json", *weight_files(plan.folder))],
+            "libraries": [importlib.metadata.version(library) for library in _LIBRARIES],
+            "graph": [spec.task in CAUSAL_TASKS or spec.task, spec.pooling, spec.normalize],
+            "quantized": self._options.enable_quantization,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        return f"{spec.name.replace('/', '--')}-{digest}"
+
+    def _check(self, spec: ModelSpec, conversion: Conversion) -> None:
+        difference = float(conversion.facts["max_difference"])
+        if difference > self._options.tolerance:
+            raise ModelLoadError(
+                f"the ONNX conversion of {spec.name} differs from the original by up to {difference:.3g}, more than "
+                f"optimization.onnx.tolerance {self._options.tolerance:.3g}",
+                {"model": spec.name, "max_difference": difference, "tolerance": self._options.tolerance},
+            )
+        cosine = float(conversion.facts.get("quantized_cosine", 1.0))
+        if cosine < QUANTIZED_MIN_COSINE:
+            raise ModelLoadError(
+                f"the quantized {spec.name} answers with a cosine of only {cosine:.4f} to the original, less than "
+                f"{QUANTIZED_MIN_COSINE}",
+                {"model": spec.name, "quantized_cosine": cosine},
+            )
+
+    def _load(self, spec: ModelSpec) -> LoadedModel:
+        graph = self.convert_model(spec)
+        with raising_load_errors(spec.name, self.name):
+            plan = self._plan(spec, self._folder(spec))
+            session = open_session(graph, self._options)
+            tokenizer = TextTokenizer(plan.folder, trust_remote_code=spec.trust_remote_code)
+            provider = session.get_providers()[0]
+            dtype = "int8" if self._options.enable_quantization else "fp32"
+            extra = {"execution_provider": provider, "dtype": dtype}
+            if spec.task in CAUSAL_TASKS:
+                return self._decoding_model(plan, session, tokenizer, extra)
+            return self._encoder(plan, session, tokenizer, extra)
+
+    def _encoder(self, plan: TorchPlan, session: Any, tokenizer: TextTokenizer, extra: dict[str, Any]) -> Encoder:
+        on_cpu = extra["execution_provider"] == "CPUExecutionProvider"
+        return Encoder(
+            plan.spec,
+            tokenizer,
+            onnx_forward(session),
+            labels=class_labels(plan.config) if plan.spec.task == "text-classification" else (),
+            limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
+            max_padded_tokens=self._settings.optimization.batcher.max_batch_tokens,
+            call_overhead_tokens=CALL_OVERHEAD_TOKENS["cpu" if on_cpu else "cuda"],
+            extra=extra,
+        )
+
+    def _decoding_model(
+        self, plan: TorchPlan, session: Any, tokenizer: TextTokenizer, extra: dict[str, Any]
+    ) -> DecodingModel:
+        return DecodingModel(
+            plan.spec,
+            tokenizer,
+            lambda: OnnxDecoder(session),
+            end_ids=configured_end_ids(plan, tokenizer),
+            context_tokens=context_tokens(plan.config),
+            limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
+            padding_side="left",
+            extra=extra,
+        )
+
+
+def create(settings: Settings) -> ONNXEngine:
+    """For the registry."""
+    return ONNXEngine(settings)

@@ -1,0 +1,138 @@
+"""`PyTorchEngine`: every task, on CPU or GPU; the last of every chain."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muai_config import ModelSpec, Settings
+from muai_producers.errors import OutOfMemoryError, UnsupportedTaskError
+from muai_producers.wire import INPUT_FIELD, InferenceRequest
+from muai_workers.engines.base import Availability, Capabilities, Completion
+from muai_workers.engines.encoder import Encoder
+from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
+from muai_workers.engines.loading import LoadedModel, LoadedModels
+from muai_workers.engines.tokens import TextTokenizer, input_limit
+from muai_workers.engines.torch_causal import load_causal
+from muai_workers.engines.torch_encoder import load_encoder, torch_forward
+from muai_workers.engines.torch_loading import TorchPlan, plan_loading
+from muai_workers.engines.torch_seq2seq import load_seq2seq
+from muai_workers.models.source import resolve_source
+from muai_workers.models.weights import count_parameters
+
+# A forward pass of a small encoder costs about 3 ms beside its tokens on a CPU, the time of some 30 tokens; a GPU is
+# launched in the time of hundreds.
+CALL_OVERHEAD_TOKENS = {"cpu": 32, "cuda": 2048}
+
+
+class PyTorchEngine:
+    """Runs models as transformers gives them. Unloaded models are loaded by the first request for them."""
+
+    name = "pytorch"
+    capabilities = Capabilities(tasks=frozenset(INPUT_FIELD), dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}))
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._models = LoadedModels()
+        threads = settings.optimization.pytorch.num_threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def availability(self) -> Availability:
+        if torch.cuda.is_available():
+            return Availability(True, f"torch {torch.__version__} on {torch.cuda.get_device_name()}")
+        return Availability(True, f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} threads")
+
+    def is_available(self) -> bool:
+        """The specification's short form of `availability`."""
+        return self.availability().available
+
+    def refusal(self, spec: ModelSpec) -> str | None:
+        return None
+
+    def load(self, spec: ModelSpec) -> None:
+        self._model(spec)
+
+    def unload(self, model: str) -> None:
+        if self._models.drop(model):
+            _release_memory()
+
+    def loaded(self) -> tuple[str, ...]:
+        return self._models.names()
+
+    def estimate_memory_bytes(self, spec: ModelSpec) -> int:
+        folder = self._folder(spec)
+        with raising_load_errors(spec.name, self.name):
+            plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
+            return count_parameters(folder) * plan.dtype.itemsize
+
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        model = self._model(spec)
+        if not model.serves(task):
+            yield from refuse_task(spec, task, requests)
+            return
+        try:
+            with raising_engine_errors():
+                yield from model.run(task, requests)
+        except OutOfMemoryError:
+            _release_memory()
+            raise
+
+    def close(self) -> None:
+        self._models.drop_all()
+        _release_memory()
+
+    def _model(self, spec: ModelSpec) -> LoadedModel:
+        return self._models.get_or_load(spec.name, lambda: self._load(spec))
+
+    def _folder(self, spec: ModelSpec) -> Path:
+        return resolve_source(spec, self._settings.model_cache.cache_dir)
+
+    def _load(self, spec: ModelSpec) -> LoadedModel:
+        folder = self._folder(spec)
+        with raising_load_errors(spec.name, self.name):
+            plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
+            extra = {"device": plan.device.type, "dtype": plan.dtype_name}
+            if spec.task in ("text-generation", "chat"):
+                return load_causal(plan, extra)
+            if spec.task == "summarization":
+                return load_seq2seq(plan, extra)
+            return self._encoder(plan, extra)
+
+    def _encoder(self, plan: TorchPlan, extra: dict[str, Any]) -> Encoder:
+        module, labels = load_encoder(plan)
+        tokenizer = TextTokenizer(plan.folder, trust_remote_code=plan.spec.trust_remote_code)
+        return Encoder(
+            plan.spec,
+            tokenizer,
+            torch_forward(module, plan),
+            labels=labels,
+            limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
+            max_padded_tokens=self._settings.optimization.batcher.max_batch_tokens,
+            call_overhead_tokens=CALL_OVERHEAD_TOKENS[plan.device.type],
+            extra=extra,
+        )
+
+
+def refuse_task(spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    """Answer requests for a task that the model does not serve."""
+    message = f"{spec.name} serves {spec.task}, not {task}"
+    if task == "chat" and spec.task in ("text-generation", "chat"):
+        message = f"{spec.name} does not chat: its tokenizer has no chat template"
+    for request in requests:
+        yield Completion(request.id, error=UnsupportedTaskError(message, {"model": spec.name, "task": task}))
+
+
+def create(settings: Settings) -> PyTorchEngine:
+    """For the registry."""
+    return PyTorchEngine(settings)
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
