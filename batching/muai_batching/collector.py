@@ -19,7 +19,7 @@ from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, F
 from muai_batching.dispatch import Dispatcher, Handle
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
-from muai_batching.routing import Route, choose_route
+from muai_batching.routing import NextAttempt, route
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import DeadlineExceededError, MalformedMessageError, MuaiError, RequestCancelledError
 from muai_producers.fleet import FleetView
@@ -81,7 +81,7 @@ class Collector:
         self._wall_s = wall_s
         self._outstanding: dict[str, int] = {}
         self._refused: list[tuple[Answer | None, Handle]] = []
-        self._routes: dict[BatchKey, Route | None] = {}
+        self._routes: dict[BatchKey, NextAttempt] = {}
         self._unmarked: list[Waiting] = []
 
     # -- what the event loop calls -------------------------------------------------------------------------------
@@ -202,34 +202,34 @@ class Collector:
                 items.append(item)
             else:
                 self._refuse(item.request, item.handle, error)
-        route = self._route(formed.key)
-        if not items or route is None:
+        way = self._route(formed.key)
+        if not items or way.engine is None:
             return None
         return Batch(
             id=str(uuid.uuid4()),
-            engine=route.engine,
+            engine=way.engine,
             model=formed.key.model,
             task=formed.key.task,  # type: ignore[arg-type]
             requests=[item.request for item in items],
-            chain=route.rest,
-            attempts=route.skipped,
+            chain=way.rest,
+            attempts=way.skipped,
             received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in items),
             formed_at=now_s,
         )
 
-    def _route(self, key: BatchKey) -> Route | None:
+    def _route(self, key: BatchKey) -> NextAttempt:
         if key not in self._routes:
-            self._routes[key] = choose_route(key.chain, key.model, self.fleet)
+            self._routes[key] = route(key.chain, key.model, self.fleet)
         return self._routes[key]
 
     def _room(self, key: BatchKey) -> Room | None:
-        route = self._route(key)
-        if route is None:
+        engine = self._route(key).engine
+        if engine is None:
             return None
-        outstanding = self._outstanding.get(route.engine, 0)
-        idle = self.fleet.slots(route.engine) - outstanding
-        ahead = self.fleet.capacity(route.engine) - outstanding
-        return Room(max(0, idle), max(0, ahead)) if ahead > 0 else NO_ROOM
+        outstanding = self._outstanding.get(engine, 0)
+        idle = self.fleet.slots(engine) - outstanding
+        ahead = self.fleet.capacity(engine) - outstanding
+        return Room(max(0, idle), ahead) if ahead > 0 else NO_ROOM
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from muai_batching.assembler import BatchKey
-from muai_batching.routing import chain_for
+from muai_batching.routing import resolve_chain
 from muai_producers.errors import (
     EnginesExhaustedError,
     InputTooLongError,
@@ -117,7 +117,8 @@ class Resolver:
             raise UnsupportedTaskError(
                 f"model {request.model!r} serves {spec.task}, not {task}", {"model": request.model, "task": task}
             )
-        chain = chain_for(request.engine_preference, self._settings.chain(spec))
+        configured = self._settings.chain(spec)
+        chain = resolve_chain(request.engine_preference, configured, configured)
         if not chain:
             raise EnginesExhaustedError(f"no engine that serves {request.model!r} is enabled", {"attempts": []})
         return BatchKey(request.model, task, chain)

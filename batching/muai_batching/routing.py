@@ -1,55 +1,145 @@
-"""Which engine a request goes to: pure decisions over the fleet as it was last seen."""
+"""Which engine serves a request next: pure decisions over plain values, with the clock passed in.
+
+The collector resolves the chain and takes the first attempt from it, an engine worker takes the next attempt when its
+own engine failed, and `OptimizationManager` does both in process: all three through the functions here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from muai_producers.errors import EngineUnavailableError
+from muai_producers.errors import EngineError, EnginesExhaustedError, EngineUnavailableError, MuaiError
 from muai_producers.fleet import FleetView
 from muai_producers.wire import Attempt
 
 
 @dataclass(frozen=True)
-class Route:
-    """The engine to send to, what remains of the chain after it, and why engines before it were passed over."""
+class EngineState:
+    """What is known of one engine, for one model, at the moment of a decision."""
 
-    engine: str
+    available: bool
+    reason: str = ""
+    """Why it is not available; unread when it is."""
+    cooling_until_s: float = 0.0
+    """Until then the engine is passed over, because it failed."""
+
+    def after_failure(self, now_s: float, cooldown_s: float) -> EngineState:
+        """The state once the engine as a whole has failed."""
+        return replace(self, cooling_until_s=now_s + cooldown_s)
+
+    def after_success(self) -> EngineState:
+        """The state once the engine has served something."""
+        return replace(self, cooling_until_s=0.0)
+
+
+@dataclass(frozen=True)
+class NextAttempt:
+    """Where a request goes now."""
+
+    engine: str | None
+    """None: the chain is spent."""
     rest: tuple[str, ...]
-    skipped: tuple[Attempt, ...] = ()
+    """Engines still to be tried after `engine`, in order."""
+    skipped: tuple[Attempt, ...]
+    """Engines passed over on the way to `engine`, each with its reason."""
 
 
-def chain_for(preference: Sequence[str], configured: Sequence[str]) -> tuple[str, ...]:
-    """The request's preferred engines first, as far as its model may run on them, then the rest of the chain."""
-    preferred = [engine for engine in preference if engine in configured]
-    return tuple(dict.fromkeys([*preferred, *configured]))
+def resolve_chain(
+    preference: Sequence[str], configured: Sequence[str], allowed: Iterable[str] | None = None
+) -> tuple[str, ...]:
+    """Order the engines that a request may be tried on: what it prefers first, then the configured order.
+
+    Args:
+        preference: the request's own engines, best first; may be empty.
+        configured: the model's chain, or the settings' `engine_preference`.
+        allowed: engines that may serve at all; None: any that `preference` or `configured` names.
+    Returns:
+        every engine once.
+    """
+    ordered = dict.fromkeys((*preference, *configured))
+    if allowed is None:
+        return tuple(ordered)
+    permitted = set(allowed)
+    return tuple(name for name in ordered if name in permitted)
 
 
-def choose_route(chain: Sequence[str], model: str, fleet: FleetView) -> Route | None:
-    """The first engine of the chain that has a live worker and is not cooling down for the model.
+def next_attempt(chain: Sequence[str], states: Mapping[str, EngineState], now_s: float) -> NextAttempt:
+    """Take the first engine of `chain` that can run now.
+
+    Calling it again with the returned `rest` moves on, so no engine is tried twice.
+
+    Args:
+        chain: engines not tried yet, in order.
+        states: by engine; one that is missing here counts as unavailable.
+        now_s: seconds on the clock of `cooling_until_s`.
+    """
+    skipped: list[Attempt] = []
+    for position, name in enumerate(chain):
+        obstacle = _obstacle(name, states.get(name), now_s)
+        if obstacle is None:
+            return NextAttempt(name, tuple(chain[position + 1 :]), tuple(skipped))
+        skipped.append(attempt(name, obstacle))
+    return NextAttempt(None, (), tuple(skipped))
+
+
+def route(chain: Sequence[str], model: str, fleet: FleetView) -> NextAttempt:
+    """Take the first engine of `chain` that has a live worker and is not cooling down for the model.
 
     When every live engine is cooling down, the first of them is tried nevertheless: it may have recovered, and a
     refusal for certain helps nobody.
 
     Returns:
-        None when no engine of the chain has a live worker; the request then waits for one.
+        no engine when none of the chain has a live worker.
     """
-    live = [engine for engine in chain if fleet.slots(engine) > 0]
-    if not live:
-        return None
-    ready = [engine for engine in live if (engine, model) not in fleet.cooling]
-    engine = (ready or live)[0]
-    at = chain.index(engine)
-    skipped = tuple(_skipped(passed, model, fleet.cooling) for passed in chain[:at])
-    return Route(engine, tuple(chain[at + 1 :]), skipped)
+    states = {
+        engine: EngineState(
+            available=fleet.slots(engine) > 0 and (engine, model) not in fleet.cooling,
+            reason=_absence(engine, fleet.cooling.get((engine, model))),
+        )
+        for engine in chain
+    }
+    found = next_attempt(chain, states, 0.0)
+    if found.engine is not None:
+        return found
+    return next_attempt(
+        chain, {engine: EngineState(fleet.slots(engine) > 0, state.reason) for engine, state in states.items()}, 0.0
+    )
 
 
-def _skipped(engine: str, model: str, cooling: Mapping[tuple[str, str], str]) -> Attempt:
-    reason = cooling.get((engine, model))
-    message = f"{engine} is cooling down: {reason}" if reason else f"no {engine} worker is running"
-    return Attempt(engine=engine, error=EngineUnavailableError(message, {"engine": engine, "skipped": True}).to_wire())
+def _absence(engine: str, cooling_because: str | None) -> str:
+    if cooling_because:
+        return f"{engine} failed a short while ago and is passed over: {cooling_because}"
+    return f"no {engine} worker is running"
 
 
-def engines_of(chains: Iterable[Sequence[str]]) -> set[str]:
-    """Every engine that any of the chains names."""
-    return {engine for chain in chains for engine in chain}
+def attempt(engine: str, error: MuaiError) -> Attempt:
+    """Record that `engine` did not serve the request."""
+    return Attempt(engine=engine, error=error.to_wire())
+
+
+def cools_engine(error: MuaiError) -> bool:
+    """Whether an error that left a whole batch unserved says that the engine should be passed over for a while.
+
+    Running out of memory does not: the next batch may be smaller.
+    """
+    return isinstance(error, EngineError) and error.code != "out_of_memory"
+
+
+def chain_spent(model: str, attempts: Sequence[Attempt]) -> EnginesExhaustedError:
+    """The error for a request that no engine of its chain served; names every engine and what it answered."""
+    told = "; ".join(f"{one.engine}: {one.error.get('message', '')}" for one in attempts) or "the chain is empty"
+    history = [{"engine": one.engine, "error": one.error} for one in attempts]
+    return EnginesExhaustedError(f"no engine could serve {model}: {told}", {"model": model, "attempts": history})
+
+
+def _obstacle(name: str, state: EngineState | None, now_s: float) -> EngineUnavailableError | None:
+    if state is None:
+        return EngineUnavailableError(f"no engine named {name} is running", {"engine": name})
+    if not state.available:
+        return EngineUnavailableError(state.reason, {"engine": name})
+    if state.cooling_until_s > now_s:
+        rest_s = state.cooling_until_s - now_s
+        message = f"{name} failed a short while ago and is passed over for {rest_s:.1f} s more"
+        return EngineUnavailableError(message, {"engine": name, "retry_after_s": round(rest_s, 3)})
+    return None

@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from muai_config import ModelSpec, Settings
-from muai_producers.errors import EngineError, EngineUnavailableError, InvalidRequestError, MuaiError
-from muai_producers.wire import Attempt, InferenceRequest, InferenceResult, Parameters
-from muai_workers.engines.base import Availability, Completion, Engine, EngineOutput
-from muai_workers.engines.chain import (
+from muai_batching.routing import (
     EngineState,
     attempt,
     chain_spent,
@@ -23,6 +19,10 @@ from muai_workers.engines.chain import (
     next_attempt,
     resolve_chain,
 )
+from muai_config import ModelSpec, Settings
+from muai_producers.errors import EngineError, EngineUnavailableError, InvalidRequestError, MuaiError
+from muai_producers.wire import Attempt, InferenceRequest, InferenceResult, Parameters
+from muai_workers.engines.base import Availability, Completion, Engine, EngineOutput
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.engines.registry import ENGINE_NAMES, create_engine
 from muai_workers.model_manager import ModelManager, build_request, find_model

@@ -1,0 +1,139 @@
+"""An engine worker: one engine in one process, fed by its queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from celery import Celery, signals
+
+from muai_config.queues import engine_queue
+from muai_producers.connections import state_client
+from muai_producers.errors import MuaiError
+from muai_producers.fleet import Fleet, WorkerRecord
+from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.store import Store
+from muai_producers.wire import Batch
+from muai_workers.announcing import Announcer
+from muai_workers.engines.registry import create_engine
+from muai_workers.execution import BatchRunner, WorkerIdentity
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+    from muai_config.engines import EngineName
+
+log = logging.getLogger(__name__)
+
+
+class EngineWorker:
+    """What an engine worker process holds while it runs.
+
+    Raises:
+        EngineUnavailableError: the engine cannot run here.
+    """
+
+    def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
+        self._settings = settings
+        self._name = name
+        self._started_at = time.time()
+        self.engine = create_engine(engine, settings)
+        availability = self.engine.availability()
+        if not availability.available:
+            from muai_producers.errors import EngineUnavailableError
+
+            raise EngineUnavailableError(availability.reason, {"engine": engine})
+        self._device = availability.reason
+        store = Store(
+            state_client(settings.queue.state_url),
+            prefix=settings.queue.key_prefix,
+            result_ttl_s=settings.queue.result_ttl_s,
+        )
+        identity = WorkerIdentity(name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        self.runner = BatchRunner(settings, self.engine, store, identity)
+        self._announcer = Announcer(Fleet(store), self._record)
+
+    def _record(self) -> WorkerRecord:
+        queue = self._settings.queue
+        return WorkerRecord(
+            name=self._name,
+            engine=self.engine.name,
+            slots=queue.worker_concurrency,
+            ahead=queue.worker_prefetch,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            models_loaded=self.engine.loaded(),
+            device=self._device,
+            started_at=self._started_at,
+        )
+
+    def preload(self) -> None:
+        """Load the models of `preload_models` that this engine is the first to serve."""
+        for model in self._settings.monitoring.server.preload_models:
+            spec = self._settings.model(model)
+            if self.engine.name not in self._settings.chain(spec):
+                continue
+            try:
+                self.engine.load(spec)
+            except MuaiError as error:
+                log.warning("%s could not preload %s: %s", self.engine.name, model, error)
+
+    def open(self) -> None:
+        """Say that work can come."""
+        log.info("%s: %s", self.engine.name, self._device)
+        self._announcer.start()
+
+    def withdraw(self) -> None:
+        """Say that no more work should come."""
+        self._announcer.stop()
+
+    def close(self) -> None:
+        """Free what the process holds, once no batch runs any more."""
+        self._announcer.stop()
+        self.runner.close()
+        self.engine.close()
+
+
+def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> None:
+    """Give `app` the batch task, and make the engine when the app's worker starts."""
+    held: list[EngineWorker] = []
+
+    @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
+    def run_batch(task: Any, batch: str) -> None:
+        """Run a batch; what this engine could not serve is retried on the next engine's queue."""
+        again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
+        for part in again[1:]:
+            task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
+        if again:
+            moved = again[0]
+            cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
+            raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+
+    def start(**_: Any) -> None:
+        worker = EngineWorker(settings, engine, name)
+        worker.preload()
+        held.append(worker)
+
+    def ready(**_: Any) -> None:
+        held[0].open()
+
+    def stopping(**_: Any) -> None:
+        for worker in held:
+            worker.withdraw()
+
+    def stopped(**_: Any) -> None:
+        while held:
+            held.pop().close()
+
+    signals.worker_init.connect(start, weak=False)
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_shutting_down.connect(stopping, weak=False)
+    signals.worker_shutdown.connect(stopped, weak=False)
+
+
+def _kwargs(batch: Batch) -> dict[str, str]:
+    return {"batch": msgspec.json.encode(batch).decode()}

@@ -1,0 +1,290 @@
+"""Running one batch at an engine worker: what is still wanted runs, each request is answered by itself, and what the
+engine could not serve is handed back to go to the next engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from muai_batching.routing import attempt, chain_spent, cools_engine, route
+from muai_config.engines import ALL_ENGINES
+from muai_producers.dead_letters import DeadLetters
+from muai_producers.errors import (
+    DeadlineExceededError,
+    EngineError,
+    ModelLoadError,
+    MuaiError,
+    PoisonedRequestError,
+    RequestError,
+)
+from muai_producers.fleet import Fleet
+from muai_producers.store import FAILURE, RETRY, STARTED, Answer, Store, failure_answer, success_answer
+from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
+from muai_workers.engines.base import Completion, Engine
+from muai_workers.engines.isolate import run_isolated
+from muai_workers.results import ResultWriter
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerIdentity:
+    """Who runs a batch, as results say it."""
+
+    name: str
+    gpu: str = ""
+
+
+@dataclass
+class _Run:
+    """One batch at work."""
+
+    batch: Batch
+    requests: list[InferenceRequest]
+    """Those of the batch that are still wanted."""
+    deaths: int
+    started_s: float
+    """Wall-clock seconds."""
+    run_started_s: float
+    """Monotonic seconds."""
+    failed: dict[str, MuaiError] = field(default_factory=dict)
+    """Requests that this engine did not serve, through no fault of theirs."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Where each request stands in the batch."""
+
+
+class BatchRunner:
+    """Runs batches on one engine.
+
+    Args:
+        relieve: frees what memory can be freed, after the engine ran out of it.
+        wall_s: wall-clock seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: Store,
+        identity: WorkerIdentity,
+        *,
+        relieve: Callable[[], None] | None = None,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.identity = identity
+        self.writer = ResultWriter(store)
+        self._store = store
+        self._fleet = Fleet(store)
+        self._dead_letters = DeadLetters(store)
+        self._relieve = relieve
+        self._wall_s = wall_s
+
+    def run(self, batch: Batch) -> list[Batch]:
+        """Run a batch.
+
+        Every request of it is answered before this returns, but for those in the returned batches, which are to be
+        published to their own engine's queue.
+
+        Raises:
+            redis.exceptions.RedisError: the state store does not answer; the batch must be delivered again.
+        """
+        run = self._start(batch)
+        if run.deaths and len(run.requests) > 1:
+            log.warning("batch %s was running when its worker died; its requests are run alone", batch.id)
+            again = [self._alone(run, request) for request in run.requests]
+        else:
+            again = self._execute(run) if run.requests else []
+        self.writer.flush()
+        self._finish(batch, again)
+        return again
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        self.writer.close()
+
+    # -- the stages ----------------------------------------------------------------------------------------------
+
+    def _start(self, batch: Batch) -> _Run:
+        """Mark the requests started; leave out what is answered, cancelled or expired."""
+        info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
+        wanted = self._store.mark(STARTED, [request.id for request in batch.requests], info)
+        client: Any = self._store.client
+        num_starts = int(client.hincrby(self._store.keys.runs, batch.id, 1))
+        now_s = self._wall_s()
+        run = _Run(batch, [], batch.deaths + num_starts - 1, now_s, time.monotonic())
+        run.positions = {request.id: position for position, request in enumerate(batch.requests)}
+        for request, is_wanted in zip(batch.requests, wanted, strict=True):
+            if is_wanted and request.deadline is not None and request.deadline <= now_s:
+                self._fail(request, _too_late(request))
+            elif is_wanted:
+                run.requests.append(request)
+        return run
+
+    def _execute(self, run: _Run) -> list[Batch]:
+        batch = run.batch
+        limit = self.settings.queue.max_deliveries
+        if run.deaths >= limit:
+            for request in run.requests:
+                message = (
+                    f"request {request.id} was running when its worker died, {run.deaths} times; it is not tried again"
+                )
+                self._bury(request, PoisonedRequestError(message, {"deaths": run.deaths, "max_deliveries": limit}))
+            return []
+        spec = self.settings.models.get(batch.model)
+        if spec is None:
+            missing = ModelLoadError(f"the catalog of worker {self.identity.name} has no model {batch.model!r}")
+            return self._elsewhere(run, dict.fromkeys((request.id for request in run.requests), missing))
+        report = run_isolated(
+            lambda requests: self.engine.run(spec, batch.task, requests),
+            run.requests,
+            lambda completion: self._complete(run, completion),
+            prepare=lambda: self.engine.load(spec),
+            relieve=self._relieve,
+        )
+        if report.engine_failure is not None and cools_engine(report.engine_failure):
+            reason = report.engine_failure.message
+            log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
+            self._fleet.cool_down(batch.engine, batch.model, reason, self.settings.queue.engine_cooldown_s)
+        return self._elsewhere(run, run.failed) if run.failed else []
+
+    def _complete(self, run: _Run, completion: Completion) -> None:
+        request = run.batch.requests[run.positions[completion.request_id]]
+        if completion.output is not None:
+            self.writer.write(success_answer(request, self._result(run, request, completion)))
+        elif isinstance(completion.error, EngineError):
+            run.failed[request.id] = completion.error
+        else:
+            self._fail(request, completion.error or MuaiError("the engine gave neither output nor error"))
+
+    def _result(self, run: _Run, request: InferenceRequest, completion: Completion) -> InferenceResult:
+        output, batch, now_s = completion.output, run.batch, self._wall_s()
+        assert output is not None
+        received_s = batch.received_at[run.positions[request.id]] if batch.received_at else batch.formed_at
+        return InferenceResult(
+            outputs=output.outputs,
+            engine_used=batch.engine,
+            latency_ms=_ms(request.submitted_at, now_s),
+            batch_size=len(run.requests),
+            cache_hit=output.cache_hit,
+            metadata={
+                "request_id": request.id,
+                "model": batch.model,
+                "task": batch.task,
+                "queue_ms": _ms(request.submitted_at, received_s),
+                "batching_ms": _ms(received_s, batch.formed_at),
+                "dispatch_ms": _ms(batch.formed_at, run.started_s),
+                "inference_ms": round((time.monotonic() - run.run_started_s) * 1000, 3),
+                "attempts": msgspec.to_builtins(batch.attempts),
+                "batch_id": batch.id,
+                "worker": self.identity.name,
+                "gpu_id": self.identity.gpu or None,
+                "usage": {"input_tokens": output.input_tokens, "output_tokens": output.output_tokens},
+                **output.extra,
+            },
+        )
+
+    # -- what this engine could not serve ------------------------------------------------------------------------
+
+    def _elsewhere(self, run: _Run, failed: dict[str, MuaiError]) -> list[Batch]:
+        """The batches that carry failed requests to the next engine; answers those that have none left."""
+        by_reason: dict[tuple[str, str], list[InferenceRequest]] = {}
+        for request in run.requests:
+            if request.id in failed:
+                error = failed[request.id]
+                by_reason.setdefault((error.code, error.message), []).append(request)
+        view = self._fleet.view(ALL_ENGINES) if self.settings.optimization.fallback_on_error else None
+        moved: list[Batch] = []
+        for requests in by_reason.values():
+            error = failed[requests[0].id]
+            history = (*run.batch.attempts, attempt(run.batch.engine, error))
+            if view is None:
+                self._end(requests, error, history)
+                continue
+            way = route(run.batch.chain, run.batch.model, view)
+            history += way.skipped
+            if way.engine is None:
+                self._end(requests, chain_spent(run.batch.model, history), history)
+                continue
+            in_time = [request for request in requests if not self._expired(request)]
+            if in_time:
+                part = self._part(run.batch, in_time, engine=way.engine, chain=way.rest, attempts=history, deaths=0)
+                moved.append(part)
+                self._store.mark(
+                    RETRY, [request.id for request in in_time], {"engine": way.engine, "error": error.to_wire()}
+                )
+        return moved
+
+    def _alone(self, run: _Run, request: InferenceRequest) -> Batch:
+        # One try alone at least: among several, it need not have been this one that killed the worker.
+        deaths = min(run.deaths, self.settings.queue.max_deliveries - 1)
+        return self._part(run.batch, [request], deaths=deaths)
+
+    def _part(self, batch: Batch, requests: Sequence[InferenceRequest], **changes: Any) -> Batch:
+        received = dict(zip((request.id for request in batch.requests), batch.received_at, strict=False))
+        return msgspec.structs.replace(
+            batch,
+            id=str(uuid.uuid4()),
+            requests=list(requests),
+            received_at=tuple(received[request.id] for request in requests) if received else (),
+            **changes,
+        )
+
+    def _expired(self, request: InferenceRequest) -> bool:
+        if request.deadline is not None and request.deadline <= self._wall_s():
+            self._fail(request, _too_late(request))
+            return True
+        return False
+
+    def _end(self, requests: Sequence[InferenceRequest], error: MuaiError, history: Sequence[Attempt]) -> None:
+        for request in requests:
+            told = type(error)(error.message, {**error.details, "attempts": msgspec.to_builtins(history)})
+            self._bury(request, told)
+
+    def _bury(self, request: InferenceRequest, error: MuaiError) -> None:
+        """End a request that nobody could serve: its sender is told, and it is kept to be looked at."""
+        self._dead_letters.add(request, error)
+        self._fail(request, error)
+
+    def _fail(self, request: InferenceRequest, error: MuaiError) -> None:
+        if not isinstance(error, RequestError):
+            log.warning("request %s failed: %s", request.id, error)
+        self.writer.write(_failure(request, error))
+
+    def _finish(self, batch: Batch, again: Sequence[Batch]) -> None:
+        """Free the batch's slot, and take one for each batch that goes on elsewhere."""
+        keys = self._store.keys
+        client: Any = self._store.client
+        pipe = client.pipeline(transaction=False)
+        for part in again:
+            pipe.zadd(keys.outstanding(part.engine), {part.id: self._wall_s()})
+        pipe.hdel(keys.runs, batch.id)
+        pipe.zrem(keys.outstanding(batch.engine), batch.id)
+        pipe.zcard(keys.outstanding(batch.engine))
+        left = pipe.execute()[-1]
+        client.publish(keys.fleet_channel, f"done\t{batch.engine}\t{left}")
+
+
+def _failure(request: InferenceRequest, error: MuaiError) -> Answer:
+    return failure_answer(request.id, error, request.reply_to, state=FAILURE)
+
+
+def _too_late(request: InferenceRequest) -> DeadlineExceededError:
+    return DeadlineExceededError(
+        f"the deadline of request {request.id} passed before it was answered", {"deadline": request.deadline}
+    )
+
+
+def _ms(start_s: float, end_s: float) -> float:
+    return round(max(0.0, end_s - start_s) * 1000, 3)
