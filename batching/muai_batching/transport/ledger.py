@@ -1,0 +1,285 @@
+"""One process's claims at one broker: outlives channels and connections, knows what is handed out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from muai_batching.transport.book import ClaimBook, Holder, TagSource
+from muai_batching.transport.errors import FencedError, LeaseLostError, StaleClaimError
+from muai_batching.transport.store import Claimed, ClaimStore, Command, ListOrder, Settlement
+
+logger = logging.getLogger(__name__)
+
+CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
+
+FLUSH_AT = 256
+
+_tags = TagSource()
+
+
+def _nothing() -> None:
+    pass
+
+
+def new_consumer_id() -> str:
+    """A name for one life of a consumer: host, process, and what no other life has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+
+class Ledger:
+    """Claims, acks, settlements, and what to do when a reply stays away. Thread-safe, starts no thread.
+
+    `nudge` is called when something is due that no caller waits for: acks to flush, or a lost reply to look after.
+    """
+
+    def __init__(self, store: ClaimStore, tags: TagSource = _tags) -> None:
+        self.store = store
+        self.book = ClaimBook()
+        self.nudge: Callable[[], None] = _nothing
+        self.on_registered: Callable[[], None] = _nothing
+        self.consumer = new_consumer_id()
+        self._tags = tags
+        self._io_lock = threading.RLock()
+        self._registered = False
+        self._must_recover = False
+        self._abandoned: deque[Holder] = deque()
+        self._uncertain: set[tuple[int, ...]] = set()
+
+    # Claiming
+
+    def claim(self, holder: Holder, order: ListOrder, room: int) -> Claimed:
+        """Claim up to `room` messages, which `holder` holds from then on.
+
+        A reply that never arrives costs nothing: what it carried goes back to its lists and is claimed again.
+
+        Raises:
+            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: Redis stays away.
+        """
+        with self._io_lock:
+            for _ in range(2):
+                self._prepare()
+                try:
+                    return self._claim(holder, order, room)
+                except FencedError:
+                    self._begin_new_life()
+                except (StaleClaimError, *CONNECTION_ERRORS):
+                    self._must_recover = True
+            self._prepare()
+            return self._claim(holder, order, room)
+
+    def _claim(self, holder: Holder, order: ListOrder, room: int) -> Claimed:
+        claimed = self.store.claim(self.consumer, order, self._tags.draw(room), room)
+        suspects = [(tag, digest) for tag, digest, _ in claimed.suspects]
+        self.book.deliver(holder, claimed.first, claimed.count, suspects)
+        return claimed
+
+    def _prepare(self) -> None:
+        if not self._registered:
+            self.store.register(self.consumer)
+            self._registered = True
+            self.on_registered()
+        if self._must_recover:
+            self.recover()
+
+    def recover(self) -> int:
+        """Return to their lists the messages that Redis books for us and nobody here ever got; how many."""
+        with self._io_lock:
+            try:
+                booked = self.store.recover(self.consumer, self._tags.last)
+            except FencedError:
+                self._begin_new_life()
+                return 0
+            unknown = self.book.unknown(booked)
+            if unknown:
+                logger.warning("%d message(s) whose delivery was cut off go back to their queues", len(unknown))
+                self.store.give_back(self.consumer, unknown)
+            self._must_recover = False
+            return len(unknown)
+
+    def recover_if_due(self) -> None:
+        if self._must_recover and self._registered:
+            self.recover()
+
+    def expect_loss(self) -> None:
+        """A connection broke: before the next claim, look what Redis books for us."""
+        self._must_recover = True
+
+    def _begin_new_life(self) -> None:
+        lost, old = self.book.void(), self.consumer
+        logger.warning("consumer %s was given up by the others; %d claim(s) void, starting anew", old, len(lost))
+        self._uncertain.clear()
+        self.consumer = new_consumer_id()
+        self.store.register(self.consumer)
+        self._must_recover = False
+        if self.store.condemn(old, None):
+            self.store.reclaim(old, count_deaths=False)
+
+    # Ending claims
+
+    def ack(self, holder: Holder, tag: int) -> bool:
+        """End a claim, in Redis soon: a lost ack only redelivers. False when the claim is not ours any more."""
+        if not self.book.ack(holder, tag):
+            return False
+        due = self.book.num_acks_due
+        if due == 1:
+            self.nudge()
+        elif due >= FLUSH_AT:
+            self.flush()
+        return True
+
+    def ack_many(self, holder: Holder, tags: Sequence[int]) -> None:
+        for tag in tags:
+            self.book.ack(holder, tag)
+        self.flush()
+
+    def flush(self) -> None:
+        """Tell Redis of all ended claims. Keeps them for later when it cannot be reached."""
+        while self.book.num_acks_due:
+            tags, digests = self.book.begin_flush(FLUSH_AT * 4)
+            done = False
+            try:
+                if tags:
+                    self.store.drop(self.consumer, tags, digests)
+                done = True
+            except CONNECTION_ERRORS:
+                logger.debug("acks kept until Redis is back", exc_info=True)
+                self._must_recover = True
+                return
+            finally:
+                self.book.end_flush(tags, done)
+
+    def give_back(self, holder: Holder, tags: Sequence[int]) -> None:
+        """End claims unserved: the messages are the next to be consumed, in their old order."""
+        self._return(self.book.forget(holder, tags))
+
+    def _return(self, tags: Sequence[int]) -> None:
+        if not tags:
+            return
+        try:
+            self.store.give_back(self.consumer, tags)
+            self.book.drop_digests(tags)
+        except CONNECTION_ERRORS:
+            # Nobody answers for these tags now, so the recovery that follows a reconnect returns them.
+            logger.debug("messages go back when Redis is back", exc_info=True)
+            self._must_recover = True
+            self.nudge()
+
+    def settle(self, holder: Holder, tags: Sequence[int], commands: Sequence[Command]) -> list[Any]:
+        """Run `commands` and end the claims `tags`, both or neither; return the commands' replies.
+
+        Commands take full Redis keys. A settlement whose reply was lost is looked up: if it took effect, its
+        replies are None each.
+
+        Raises:
+            LeaseLostError: some claim is not ours any more; nothing was changed.
+            SettleCommandError: Redis refused a command; the claims are still held.
+            redis.exceptions.ConnectionError: unknown whether it took effect; calling again is safe.
+        """
+        outcome = self.settle_many(holder, [(tags, commands)])[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def settle_many(
+        self, holder: Holder, items: Sequence[tuple[Sequence[int], Sequence[Command]]]
+    ) -> list[list[Any] | Exception]:
+        """`settle` for each item on its own, in one round trip; errors stand in the item's place."""
+        wanted = [Settlement(tags, commands, self.book.digests(tags)) for tags, commands in items]
+        try:
+            outcomes = self.store.settle(self.consumer, wanted)
+        except CONNECTION_ERRORS:
+            self._must_recover = True
+            self._uncertain.update(tuple(item.tags) for item in wanted)
+            outcomes = self.store.settle(self.consumer, wanted)
+        return [self._note(holder, item, outcome) for item, outcome in zip(wanted, outcomes, strict=True)]
+
+    def _note(self, holder: Holder, item: Settlement, outcome: list[Any] | Exception) -> list[Any] | Exception:
+        tags = tuple(item.tags)
+        if isinstance(outcome, LeaseLostError) and tags in self._uncertain and set(outcome.tags) == set(tags):
+            # Only we end claims of a living consumer, so the settlement with the lost reply took effect.
+            if self.book.holds(holder, tags) and self._still_alive():
+                outcome = [None] * len(item.commands)
+        self._uncertain.discard(tags)
+        if not isinstance(outcome, Exception):
+            self.book.forget(holder, tags)
+            self.book.drop_digests(tags)
+        elif isinstance(outcome, LeaseLostError):
+            self.book.forget(holder, outcome.tags)
+        return outcome
+
+    def _still_alive(self) -> bool:
+        return self.store.beats().get(self.consumer, -1) >= 0
+
+    # Work under way
+
+    def pin(self, tag: int) -> bool:
+        """The message's work begins: from now on neither a lost connection nor a closed channel returns it.
+
+        False when the claim is not ours any more: the work must not begin.
+        """
+        return self.book.pin(tag)
+
+    def unpin(self, tag: int) -> None:
+        """The work stopped without an end to its claim; a message without a channel goes back to its queue."""
+        if self.book.unpin(tag):
+            self._return([tag])
+
+    # Life
+
+    def open(self, on_credit: Callable[[], None]) -> Holder:
+        holder = Holder(on_credit=on_credit)
+        self.book.open(holder)
+        return holder
+
+    def close(self, holder: Holder) -> None:
+        """Give back all that `holder` holds unpinned."""
+        self.flush()
+        self._return(self.book.close(holder))
+
+    def abandon(self, holder: Holder) -> None:
+        """`close` for a garbage collector: takes no lock, acts at the next heartbeat."""
+        self._abandoned.append(holder)
+
+    def sweep_abandoned(self) -> None:
+        while self._abandoned:
+            self.close(self._abandoned.popleft())
+
+    def beat(self) -> dict[str, int]:
+        """One heartbeat; returns everybody's counters."""
+        try:
+            return self.store.beat(self.consumer)
+        except FencedError:
+            with self._io_lock:
+                self._begin_new_life()
+            return {}
+
+    def retire(self) -> bool:
+        """Deregister if nothing is held and nobody listens; a later claim begins anew."""
+        with self._io_lock:
+            if not self.book.is_idle():
+                return False
+            if self._registered and not self.store.deregister(self.consumer):
+                self.recover()
+                return False
+            self._registered = False
+            self.consumer = new_consumer_id()
+            return True
+
+    def end(self) -> None:
+        """The process ends: everything still held goes back at once, pinned or not."""
+        self.flush()
+        if not self._registered:
+            return
+        self._registered = False
+        if self.store.condemn(self.consumer, None):
+            self.store.reclaim(self.consumer, count_deaths=False)
