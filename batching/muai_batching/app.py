@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 log = logging.getLogger(__name__)
-SWEEP_EVERY_S = 1.0
 
 
 def create_app(settings: Settings) -> Celery:
@@ -103,7 +102,8 @@ class CollectorConsumer(Consumer):
     def _on_batch_done(self, engine: str, outstanding: int) -> None:
         assert self.collector is not None
         self.collector.on_batch_done(engine, outstanding)
-        self._schedule_tick()
+        # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
+        self._tick()
 
     def _schedule_tick(self) -> None:
         if not self._tick_scheduled:
