@@ -65,20 +65,18 @@ def run_control(
     name: str | None = None,
     *,
     beat: bool = True,
-    schedule_file: str | None = None,
     log_level: str = "INFO",
 ) -> None:
     """Run a control worker, with beat inside it, until it is told to stop. Blocks.
 
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
-        schedule_file: where beat remembers its last runs; in the current folder where None.
     """
     hostname = f"{name or f'control-{os.getpid()}'}@{_host()}"
     argv = ["worker", "--pool", "threads", "--queues", f"{CONTROL},{WORKFLOW}", "--hostname", hostname]
     argv += ["--loglevel", log_level, *WORKER_OPTIONS]
     if beat:
-        argv += ["--beat", "--schedule", schedule_file or "celerybeat-schedule"]
+        argv.append("--beat")
     create_control_app(settings).worker_main(argv)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from queue import Empty
 from typing import Any
@@ -57,7 +56,7 @@ class Transport(stock.Transport):
                 return self.cycle.get(self._deliver, timeout=None if left_s is None else max(0.0, left_s))
             except Empty:
                 if left_s is not None and left_s <= 0:
-                    raise socket.timeout from None
+                    raise TimeoutError from None
 
 
 class SentinelTransport(Transport):
