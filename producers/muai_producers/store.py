@@ -378,7 +378,8 @@ class Store:
             finished, this time included.
         """
         pipe = self.client.pipeline(transaction=False)
-        self._mark(keys=[], args=self._mark_args(STARTED, request_ids, info), client=pipe)
+        # EVAL, not a registered script: redis-py asks in a round trip of its own whether a pipeline's scripts are there.
+        pipe.eval(MARK, 0, *self._mark_args(STARTED, request_ids, info))
         pipe.hincrby(self.keys.runs, batch_id, 1)
         flags, num_starts = pipe.execute()
         return [bool(flag) for flag in flags], int(num_starts)
