@@ -1,9 +1,10 @@
-"""What every engine keeps: FakeEngine, PyTorchEngine and ONNXEngine pass the same tests, the real ones on real models."""
+"""What every engine keeps: the fake, PyTorch and ONNX pass the same tests, the real ones on real models."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests import models
 
 from muai_config import ModelSpec
 from muai_producers.errors import InputTooLongError, InvalidRequestError, ModelLoadError, UnsupportedTaskError
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, Engine
-from tests import models
 
 EMBEDDED = st.lists(st.sampled_from(models.SENTENCES), min_size=1, max_size=12)
 PROMPTS = ("The river is", "When one engine fails", "A", "Rain fell all night on the hills. In", "The queue was long")
@@ -274,21 +275,13 @@ def test_a_model_is_loaded_once_under_eight_threads(name: str, monkeypatch: pyte
     subject.engine.unload(spec.name)
     count_loads = counter_of_loads(subject.engine, monkeypatch)
     barrier = threading.Barrier(8)
-    failures: list[BaseException] = []
 
-    def load() -> None:
-        try:
-            barrier.wait(timeout=30)
-            subject.engine.load(spec)
-        except BaseException as error:
-            failures.append(error)
+    def load(_: int) -> None:
+        barrier.wait(timeout=30)
+        subject.engine.load(spec)
 
-    threads = [threading.Thread(target=load) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(load, range(8)))
     assert count_loads() == 1
     assert subject.engine.loaded().count(spec.name) == 1
 

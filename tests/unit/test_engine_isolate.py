@@ -113,3 +113,25 @@ def test_an_error_of_the_request_itself_keeps_its_kind() -> None:
 def test_no_requests_no_run() -> None:
     report = run_isolated(lambda part: pytest.fail("must not run"), [], lambda _: None)
     assert report.runs == 0
+
+
+def test_a_device_without_room_for_any_request_is_given_up_on() -> None:
+    calls: list[int] = []
+
+    def run(part: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        calls.append(len(part))
+        raise OutOfMemoryError("no room")
+
+    kept = collect(run, 32)
+    assert [type(one.error) for one in kept.values()] == [OutOfMemoryError] * 32
+    assert len(calls) < 16
+
+
+def test_a_request_error_raised_for_the_batch_falls_on_nobody_else() -> None:
+    def run(part: Sequence[InferenceRequest]) -> Iterator[Completion]:
+        if any(int(request.id) % 4 == 0 for request in part):
+            raise InvalidRequestError("every fourth is wrong")
+        yield from (Completion(request.id, output=OUTPUT) for request in part)
+
+    kept = collect(run, 32)
+    assert sorted(int(name) for name, one in kept.items() if one.error is not None) == list(range(0, 32, 4))

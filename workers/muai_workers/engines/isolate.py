@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from muai_producers.errors import (
+    EngineError,
     EngineUnavailableError,
     InferenceFailedError,
     ModelLoadError,
@@ -110,7 +111,8 @@ class _Isolation:
         error = self._drain(part)
         if error is None and any(request.id in self.left for request in part):
             error = InferenceFailedError("the engine ended its run without answering every request")
-        if error is not None:
+        # Too little memory for several says nothing yet: a smaller part may fit.
+        if error is not None and (len(part) == 1 or not isinstance(error, OutOfMemoryError)):
             self._failed_runs += 1
         return error
 
@@ -137,8 +139,8 @@ class _Isolation:
     def blames_engine(self, error: MuaiError) -> bool:
         if isinstance(error, ModelLoadError | EngineUnavailableError):
             return True
-        if isinstance(error, OutOfMemoryError):
-            return False
+        if not isinstance(error, EngineError):
+            return False  # some request's own error, which must not fall on the others
         return self._failed_runs >= BROKEN_AFTER_RUNS and not self._any_completed
 
     def halve(self, part: Sequence[InferenceRequest], error: MuaiError) -> list[list[InferenceRequest]]:
