@@ -29,9 +29,7 @@ SPECS = (WRITER, SORTER, ENCODER)
 
 
 def engines(**options_by_name: FakeOptions) -> dict[str, FakeEngine]:
-    return {
-        name: FakeEngine(options_by_name.get(name), name=name) for name in ("vllm", "deepspeed", "onnx", "pytorch")
-    }
+    return {name: FakeEngine(options_by_name.get(name), name=name) for name in ("vllm", "deepspeed", "onnx", "pytorch")}
 
 
 def limited(max_cached: int) -> Settings:
@@ -44,7 +42,12 @@ def limited(max_cached: int) -> Settings:
 def test_a_bad_request_among_many_is_answered_with_its_error() -> None:
     manager = OptimizationManager(models.settings(SPECS), engines=engines())
     answers = manager.infer_many("writer", [{"prompt": "one"}, {"prompt": ""}, {"prompt": "BAD"}, {"prompt": "two"}])
-    assert [type(one) for one in answers] == [InferenceResult, InvalidRequestError, InvalidRequestError, InferenceResult]
+    assert [type(one) for one in answers] == [
+        InferenceResult,
+        InvalidRequestError,
+        InvalidRequestError,
+        InferenceResult,
+    ]
     assert answers[0].batch_size == 3  # type: ignore[union-attr]
 
 
