@@ -378,7 +378,7 @@ class Store:
             finished, this time included.
         """
         pipe = self.client.pipeline(transaction=False)
-        # EVAL, not a registered script: redis-py asks in a round trip of its own whether a pipeline's scripts are there.
+        # EVAL, not a registered script: redis-py spends a round trip on asking whether a pipeline's scripts are there.
         pipe.eval(MARK, 0, *self._mark_args(STARTED, request_ids, info))
         pipe.hincrby(self.keys.runs, batch_id, 1)
         flags, num_starts = pipe.execute()
