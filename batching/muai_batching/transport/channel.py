@@ -255,6 +255,13 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
             return message
         return None
 
+    def _size(self, queue: str) -> int:
+        """Unclaimed messages of all priorities. Without a transaction, which a full Redis would refuse."""
+        with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for step in self.priority_steps:
+                pipe.llen(self._q_for_pri(queue, step))
+            return sum(pipe.execute())
+
     # Waiting
 
     def _arm_peeks(self) -> None:
