@@ -91,7 +91,7 @@ class CollectorConsumer(Consumer):
             Store(watched, prefix=settings.queue.key_prefix),
             ALL_ENGINES,
             lambda view: self.hub.call_soon(self._on_fleet, view),
-            lambda engine, outstanding: self.hub.call_soon(self._on_batch_done, engine, outstanding),
+            lambda *notice: self.hub.call_soon(self._on_batch_done, *notice),
         )
         self._watcher.start()
 
@@ -101,9 +101,9 @@ class CollectorConsumer(Consumer):
         self.collector.sweep()
         self._tick()
 
-    def _on_batch_done(self, engine: str, outstanding: int) -> None:
+    def _on_batch_done(self, engine: str, outstanding: int, took_s: float) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(engine, outstanding)
+        self.collector.on_batch_done(engine, outstanding, took_s)
         # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
         self._tick()
 

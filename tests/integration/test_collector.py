@@ -118,6 +118,7 @@ def test_given_every_slot_busy_then_requests_wait_and_one_full_batch_leaves_when
         bench.receive(f"r{number}")
     bench.collector.tick()
     assert bench.broker.sent == []
+    bench.collector.sweep()
     assert bench.answer("r0")["status"] == "RECEIVED"
     bench.collector.on_batch_done("onnx", 0)
     bench.collector.tick()
