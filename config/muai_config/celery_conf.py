@@ -1,5 +1,6 @@
 """What Celery is configured with, for each kind of process."""
 
+import ssl
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -59,7 +60,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     queue = settings.queue
     url, master_name = _without_master_name(queue.broker_url)
     if not queue.broker_is_redis:
-        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}}
+        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}, **_tls(url)}
     options: dict[str, Any] = {"lease_ttl_s": queue.lease_ttl_s, "state_prefix": queue.key_prefix}
     if master_name is not None:
         options["master_name"] = master_name
@@ -68,7 +69,21 @@ def _broker(settings: Settings) -> dict[str, Any]:
         "broker_url": url,
         "broker_transport": f"muai_batching.transport:{transport}",
         "broker_transport_options": options,
+        **_tls(url),
     }
+
+
+def _tls(url: str) -> dict[str, Any]:
+    """TLS with certificates checked. kombu knows the schemes of its own transports only, and checks nothing by itself.
+
+    Redis addresses may say otherwise, with ssl_… after the question mark: kombu prefers those.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "rediss":
+        return {"broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED}}
+    if parts.scheme == "amqps":
+        return {"broker_use_ssl": {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": parts.hostname}}
+    return {}
 
 
 def _results(settings: Settings) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from muai_config.errors import ConfigError, Problem, Source
 MAX_BYTES: Final = 1_048_576
 MAX_DEPTH: Final = 32
 # Counted with every alias written out, so that a few lines of aliases to aliases cannot fill the memory.
-MAX_VALUES: Final = 100_000
+MAX_VALUES: Final = 50_000
 
 KeyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's content as plain values, and the line that each key stands on."""
+    """A file's content as plain values, the line that each key stands on, and the keys that stand twice."""
 
     values: Mapping[str, Any]
     lines: Mapping[KeyPath, int]
+    problems: tuple[Problem, ...] = ()
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,7 +50,7 @@ def read_document(path: Path) -> Document:
     """Read the YAML file at `path`.
 
     Raises:
-        ConfigError: the file cannot be read, is too large, is not YAML, or is not a mapping of unique keys.
+        ConfigError: the file cannot be read, is too large, is not YAML, or is not a mapping at its top.
     """
     name = str(path)
     try:
@@ -70,12 +71,12 @@ def parse_document(content: bytes, name: str) -> Document:
         raise _refusal(name, f"is too large (allowed: at most {MAX_BYTES:,} bytes)")
     try:
         text = content.decode("utf-8-sig")
-        _check_depth(text, name)
+        _check_shape(text, name)
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
             reading = _Reading(loader, name)
-            values = {} if root is None else reading.value(root, (), frozenset())
+            values = None if root is None else reading.value(root, (), frozenset())
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
@@ -89,9 +90,7 @@ def parse_document(content: bytes, name: str) -> Document:
         values = {}
     if not isinstance(values, dict):
         raise _refusal(name, "the file must hold sections with keys, such as optimization:, not a single value or list")
-    if reading.problems:
-        raise ConfigError(reading.problems)
-    return Document(values, reading.lines)
+    return Document(values, reading.lines, tuple(reading.problems))
 
 
 def _refusal(where: str, message: str) -> ConfigError:
@@ -108,20 +107,26 @@ def _position(name: str, text: str, position: int) -> str:
 
 
 def _sentence(error: yaml.MarkedYAMLError) -> str:
-    said = " ".join(part for part in (error.context, error.problem) if part)
+    said = ", ".join(part for part in (error.context, error.problem) if part)
     return " ".join(said.split())[:200] or "it cannot be read"
 
 
-def _check_depth(text: str, name: str) -> None:
-    """Refuse deep nesting before anything recursive sees it."""
+def _check_shape(text: str, name: str) -> None:
+    """Refuse deep nesting and masses of values before anything recursive or slow sees them."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for num_events, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if num_events > 2 * MAX_VALUES:
+            raise _too_many(name)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
                 raise _refusal(_at(name, event.start_mark), f"is nested too deeply (allowed: {MAX_DEPTH} levels)")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+
+
+def _too_many(name: str) -> ConfigError:
+    return _refusal(name, f"holds too many values, aliases counted (allowed: {MAX_VALUES:,})")
 
 
 class _Reading:
@@ -138,7 +143,7 @@ class _Reading:
         """The value of `node`; `open_nodes` are the ids of those around it, which an alias must not name."""
         self._num_values += 1
         if self._num_values > MAX_VALUES:
-            raise _refusal(self._name, f"holds too many values, aliases counted (allowed: {MAX_VALUES:,})")
+            raise _too_many(self._name)
         if id(node) in open_nodes:
             raise _refusal(_at(self._name, node.start_mark), "an alias stands inside what it names")
         inside = open_nodes | {id(node)}

@@ -1,9 +1,19 @@
 """What can be wrong with a configuration, as values: one problem is one line."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+MAX_KEY_LENGTH = 200
+# Whatever a terminal or `splitlines` takes for the end of a line, or worse.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """`text` with every control character escaped."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +47,9 @@ class Problem:
     source: Source = DEFAULT
 
     def __str__(self) -> str:
-        line = f"{self.key}: {self.message}"
-        return line if self.source.kind == "default" else f"{line} [from {self.source}]"
+        key = self.key if len(self.key) <= MAX_KEY_LENGTH else self.key[:MAX_KEY_LENGTH] + "…"
+        line = f"{key}: {self.message}"
+        return one_line(line if self.source.kind == "default" else f"{line} [from {self.source}]")
 
 
 class ConfigError(ValueError):
@@ -46,7 +57,10 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
 
 
 class UnknownModelError(KeyError):

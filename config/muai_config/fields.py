@@ -131,12 +131,10 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
         parts.port  # noqa: B018 - reading it checks it
     except ValueError:
         return False
-    if parts.scheme not in schemes:
-        return False
-    return bool(parts.path.strip("/")) if parts.scheme == "redis+socket" else bool(parts.hostname)
+    return parts.scheme in schemes and bool(parts.hostname)
 
 
-REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "sentinel")
 AMQP_SCHEMES = ("amqp", "amqps")
 
 

@@ -33,11 +33,14 @@ SHARED_FILE_NAME = "system.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the values of a file are called in problems, and whether the file is an application's own."""
+    """What the values of a file are called in problems, whether the file is an application's own, and what reading
+    it has found wrong already.
+    """
 
     name: str = ""
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
     shared: bool = False
+    problems: tuple[Problem, ...] = ()
 
     def source(self, path: KeyPath) -> Source:
         if not self.name:
@@ -84,7 +87,9 @@ def resolve_file(path: Path | None = None, env: Mapping[str, str] | None = None)
     env = os.environ if env is None else env
     path = path or _default_file(env)
     document = Document({}, {}) if path is None else read_document(path)
-    origin = Origin() if path is None else Origin(str(path), document.lines, path.name == SHARED_FILE_NAME)
+    origin = Origin()
+    if path is not None:
+        origin = Origin(str(path), document.lines, path.name == SHARED_FILE_NAME, document.problems)
     return resolve(document.values, env, origin, path)
 
 
@@ -113,7 +118,8 @@ def resolve(
         ConfigError: with all problems of both.
     """
     values, ignored = _own_sections(document, origin)
-    given, problems = read_variables(env)
+    given, wrong_variables = read_variables(env)
+    problems = [*origin.problems, *wrong_variables]
     variable_sources = {info.path: Source("variable", name) for info, (name, _) in given.items()}
     for info, (_, value) in given.items():
         _put(values, info.path, value)
@@ -133,7 +139,7 @@ def resolve(
     try:
         settings = Settings.model_validate(_as_model_input(values))
     except ValidationError as error:
-        for details in error.errors(include_url=False):
+        for details in _own_errors(error):
             problems += _problems(details, problem_source)
     if problems:
         raise ConfigError(_without_repeats(problems))
@@ -203,6 +209,13 @@ def _as_model_input(values: Mapping[str, Any]) -> dict[str, Any]:
         shaped["models"] = {name: entry for name, entry in models.items() if name not in RESERVED_MODEL_KEYS}
         shaped["model_cache"] = {name: entry for name, entry in models.items() if name in RESERVED_MODEL_KEYS}
     return shaped
+
+
+def _own_errors(error: ValidationError) -> list[ErrorDetails]:
+    """pydantic's entries, without that a list is too short where it is so only because its entries are wrong."""
+    entries = error.errors(include_url=False)
+    with_wrong_items = {entry["loc"][:-1] for entry in entries if entry["loc"] and isinstance(entry["loc"][-1], int)}
+    return [entry for entry in entries if entry["type"] != "too_short" or entry["loc"] not in with_wrong_items]
 
 
 def _problems(details: ErrorDetails, source: Any) -> Iterator[Problem]:

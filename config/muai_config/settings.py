@@ -36,7 +36,10 @@ class Settings(Section):
             return value | {"models": dict(BUILTIN_CATALOG)}
         if not isinstance(models, dict):
             return value
-        named = {name: {"name": name, **entry} if isinstance(entry, dict) else entry for name, entry in models.items()}
+        named = {
+            name: {"name": name, **(entry or {})} if entry is None or isinstance(entry, dict) else entry
+            for name, entry in models.items()
+        }
         return value | {"models": named}
 
     def conflicts(self) -> Iterator[Conflict]:
