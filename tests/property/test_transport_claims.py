@@ -6,7 +6,6 @@ What is lost here is a client's request; what is held twice runs twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.transport_support import OwnRedis, own_redis
 
 from muai_batching.transport import LeaseLostError
 from muai_batching.transport.book import Holder, TagSource
 from muai_batching.transport.keys import StateKeys
 from muai_batching.transport.ledger import Ledger
 from muai_batching.transport.store import Claimed, ClaimStore, ListOrder
-from tests.transport_support import OwnRedis, own_redis
 
 LISTS = ("first", "second")
 FAULTS = ("none", "none", "reply lost", "command lost", "command late")
@@ -239,7 +238,9 @@ class Claims(RuleBasedStateMachine):
             consumer.ledger.flush()
             consumer.ledger.recover_if_due()
             booked = {int(tag) for tag in self.client.hkeys(f"t:claims:{consumer.ledger.consumer}")}
-            assert booked <= set(consumer.held), "claims that nobody answers for would stay as long as the process lives"
+            assert booked <= set(consumer.held), (
+                "claims that nobody answers for would stay as long as the process lives"
+            )
             consumer.ledger.end()
         settled = set(self.client.lrange("settled", 0, -1))
         left = [payload for name in LISTS for payload in self.client.lrange(name, 0, -1)]
