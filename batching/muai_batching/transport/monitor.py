@@ -55,9 +55,7 @@ def reclaim_dead(
     return reclaim_overdue(store, observer, store.beats(), now_s)
 
 
-def reclaim_overdue(
-    store: ClaimStore, observer: LeaseObserver, beats: dict[str, int], now_s: float
-) -> list[Reclaimed]:
+def reclaim_overdue(store: ClaimStore, observer: LeaseObserver, beats: dict[str, int], now_s: float) -> list[Reclaimed]:
     """`reclaim_dead` for heartbeats that were read already."""
     reclaimed = []
     for consumer, count in observer.observe(beats, now_s):
