@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 log = logging.getLogger(__name__)
-SWEEP_EVERY_S = 1.0
 
 
 def create_app(settings: Settings) -> Celery:
     """The Celery application of the collector."""
     app = Celery("muai.collector", set_as_current=False)
     app.conf.update(celery_settings(settings, "collector"))
-    app.conf.worker_consumer = CollectorConsumer
+    # A class of its own for this application: Celery makes the consumer, and gives it no settings of ours.
+    app.conf.worker_consumer = type("CollectorConsumer", (CollectorConsumer,), {"settings": settings})
     app.conf.worker_pool = "solo"
-    app.muai_settings = settings
 
     @app.task(name=INFER_TASK, ignore_result=True)
     def infer(**_: Any) -> None:
@@ -52,7 +51,9 @@ class CollectorConsumer(Consumer):
     Any other message on the request queues is answered and kept as a dead letter.
     """
 
+    hub: Any
     collector: Collector | None = None
+    settings: Settings
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """Called by Celery at each start of the event loop, also after a lost connection."""
@@ -75,7 +76,7 @@ class CollectorConsumer(Consumer):
         if self.collector is not None:
             self.collector.forget_all()
             return
-        settings: Settings = self.app.muai_settings
+        settings = self.settings
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
@@ -103,7 +104,8 @@ class CollectorConsumer(Consumer):
     def _on_batch_done(self, engine: str, outstanding: int) -> None:
         assert self.collector is not None
         self.collector.on_batch_done(engine, outstanding)
-        self._schedule_tick()
+        # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
+        self._tick()
 
     def _schedule_tick(self) -> None:
         if not self._tick_scheduled:

@@ -184,7 +184,7 @@ class Collector:
                 log.warning("%d of the requests of a batch went to another collector", len(outcome.lost))
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
-            else:
+            elif outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
 
     def _put_back(self, formed: Formed, lost: frozenset[Any]) -> None:

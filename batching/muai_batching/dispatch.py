@@ -33,7 +33,8 @@ class Sent:
     longer this collector's and nothing was sent.
     """
 
-    outstanding: int = 0
+    outstanding: int | None = None
+    """None: it was sent, but the broker's word on how many there are got lost."""
     lost: frozenset[Any] = frozenset()
 
 
@@ -74,7 +75,7 @@ class RedisDispatcher:
             [([handle.tag for handle in handles], self._commands(batch)) for batch, handles in batches]
         )
         return [
-            Sent(lost=frozenset(reply.tags)) if isinstance(reply, LeaseLostError) else Sent(outstanding=int(reply[2]))
+            Sent(lost=frozenset(reply.tags)) if isinstance(reply, LeaseLostError) else Sent(outstanding=reply[2])
             for reply in replies
         ]
 
@@ -137,7 +138,8 @@ class ConfirmingDispatcher:
                 self._channel = channel
             publish_confirmed(channel, messages)
 
-        self._connection.autoretry(publish, max_retries=3, interval_start=0.1)()
+        publish_with_retries: Any = self._connection.autoretry(publish, max_retries=3, interval_start=0.1)
+        publish_with_retries()
 
     def drop(self, handles: Sequence[Handle]) -> None:
         """See `Dispatcher.drop`."""

@@ -82,7 +82,7 @@ class AsyncInferenceClient:
         try:
             ids = list(remaining)
             while True:
-                for item in await asyncio.to_thread(lambda ids=ids: list(self.sync.finished(ids, remaining))):
+                for item in await asyncio.to_thread(self._finished, ids, remaining):
                     yield item
                 if not remaining:
                     return
@@ -96,3 +96,8 @@ class AsyncInferenceClient:
                     ) from None
         finally:
             stop_watching()
+
+    def _finished(
+        self, ids: list[str], remaining: dict[str, None]
+    ) -> list[tuple[str, InferenceResult | errors.MuaiError]]:
+        return list(self.sync.finished(ids, remaining))

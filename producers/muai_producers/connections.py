@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -21,7 +22,7 @@ def state_client(url: str, *, timeout_s: float = 30.0) -> redis.Redis:
     addresses = [urlsplit(part if "://" in part else f"sentinel://{part}") for part in url.split(";")]
     query = {key: values[0] for address in addresses for key, values in parse_qs(address.query).items()}
     last = addresses[-1]
-    sentinel = Sentinel(
+    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]
         [(address.hostname or "127.0.0.1", address.port or 26379) for address in addresses],
         sentinel_kwargs={"password": query.get("sentinel_password"), "socket_timeout": 2.0},
         socket_timeout=timeout_s,

@@ -78,7 +78,7 @@ class DeadLetters:
     def __len__(self) -> int:
         return int(self._client.xlen(self._key))
 
-    def list(self, limit: int | None = None) -> Iterator[DeadLetter]:
+    def newest(self, limit: int | None = None) -> Iterator[DeadLetter]:
         """Newest first."""
         last, left = "+", limit if limit is not None else MAX_ENTRIES
         while left > 0:
@@ -93,7 +93,7 @@ class DeadLetters:
     def get(self, entry_ids: Sequence[str]) -> list[DeadLetter]:
         """The entries of those ids that exist; an entry's id or its request's."""
         wanted = set(entry_ids)
-        return [letter for letter in self.list() if letter.entry_id in wanted or letter.request_id in wanted]
+        return [letter for letter in self.newest() if letter.entry_id in wanted or letter.request_id in wanted]
 
     def remove(self, entry_ids: Sequence[str]) -> int:
         """Delete entries; returns how many there were."""

@@ -117,7 +117,7 @@ class ResultListener:
             self._pubsub.close()
 
     def _subscribe(self) -> None:
-        pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        pubsub: Any = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         with self._lock:
             pubsub.subscribe(self._channel, *self._foreign)
             self._pubsub = pubsub

@@ -82,7 +82,7 @@ local function release(inflight, load, id, delta)
   local entry = redis.call('HGET', inflight, id)
   if not entry then return end
   redis.call('HDEL', inflight, id)
-  local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)$')
+  local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t')
   delta['t:' .. tenant] = (delta['t:' .. tenant] or 0) - 1
   delta['k:' .. tenant] = (delta['k:' .. tenant] or 0) - tonumber(tokens)
   delta['m:' .. model] = (delta['m:' .. model] or 0) - 1
@@ -103,6 +103,7 @@ SUBMIT = (
 local inflight, load = KEYS[1], KEYS[2]
 local capacity, tenant_requests, tenant_tokens, model_requests =
   tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local now = redis.call('TIME')[1]
 local n, pushes = tonumber(ARGV[6]), ARGV[7] == '1'
 local first, first_push = 8, 8 + 6 * tonumber(ARGV[6])
 local fresh, answers, delta = 0, {}, {}
@@ -151,7 +152,7 @@ for i = 0, n - 1 do
   local at = first + 6 * i
   local id = ARGV[at]
   if id ~= '' then
-    redis.call('HSET', inflight, id, ARGV[at + 1] .. '\\t' .. ARGV[at + 2] .. '\\t' .. ARGV[at + 3])
+    redis.call('HSET', inflight, id, ARGV[at + 1] .. '\\t' .. ARGV[at + 2] .. '\\t' .. ARGV[at + 3] .. '\\t' .. now)
     if ARGV[at + 4] ~= '' then
       redis.call('SET', ARGV[at + 4], id .. '\\t' .. ARGV[at + 5], 'EX', ARGV[5])
     end
@@ -223,6 +224,16 @@ apply(KEYS[2], delta)
 return #ARGV
 """
 )
+
+
+# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, then two per batch that goes on
+# elsewhere: outstanding key, id.
+FINISH = """
+for i = 4, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('PUBLISH', KEYS[3], 'done\\t' .. ARGV[2] .. '\\t' .. redis.call('ZCARD', KEYS[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -305,6 +316,7 @@ class Store:
         self._answer = client.register_script(ANSWER)
         self._mark = client.register_script(MARK)
         self._release = client.register_script(RELEASE)
+        self._finish = client.register_script(FINISH)
 
     def admit(
         self, requests: Sequence[InferenceRequest], limits: Limits, digests: Sequence[str], pushes: Sequence[Any] = ()
@@ -345,10 +357,39 @@ class Store:
         """Set a passing state; False for each request that is terminal already and so was left alone."""
         if not request_ids:
             return []
-        meta = {"status": state, "result": info or {}, "traceback": None, "children": [], "date_done": None}
-        encoded = msgspec.json.encode(meta)[:-1]
-        flags = self._mark(keys=[], args=[self.result_ttl_s, encoded, *request_ids])
+        flags = self._mark(keys=[], args=self._mark_args(state, request_ids, info))
         return [bool(flag) for flag in flags]
+
+    def _mark_args(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None) -> list[Any]:
+        meta: dict[str, Any] = {
+            "status": state,
+            "result": info or {},
+            "traceback": None,
+            "children": [],
+            "date_done": None,
+        }
+        return [self.result_ttl_s, msgspec.json.encode(meta)[:-1], *request_ids]
+
+    def start_batch(self, batch_id: str, request_ids: Sequence[str], info: dict[str, Any]) -> tuple[list[bool], int]:
+        """Mark the requests of a batch STARTED, and count the start.
+
+        Returns:
+            for each request whether it is still to be answered, and how often the batch has been started and not
+            finished, this time included.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        # EVAL, not a registered script: redis-py asks in a round trip of its own whether a pipeline's scripts are there.
+        pipe.eval(MARK, 0, *self._mark_args(STARTED, request_ids, info))
+        pipe.hincrby(self.keys.runs, batch_id, 1)
+        flags, num_starts = pipe.execute()
+        return [bool(flag) for flag in flags], int(num_starts)
+
+    def finish_batch(self, batch_id: str, engine: str, now_s: float, moved: Iterable[tuple[str, str]] = ()) -> None:
+        """Free a batch's slot and tell the collectors; take a slot for each `(engine, id)` that goes on elsewhere."""
+        args: list[Any] = [batch_id, engine, now_s]
+        for other_engine, moved_id in moved:
+            args += (self.keys.outstanding(other_engine), moved_id)
+        self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)
 
     def fetch(self, request_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The stored state of each request, None where nothing is known."""

@@ -152,7 +152,8 @@ class KombuSubmitter:
                 self._publish([message for _, message in fresh])
             except (*self._connection.recoverable_connection_errors, *self._connection.channel_errors) as error:
                 self._channel = None
-                self._connection.collapse()
+                self._connection.release()
+                self._connection = self._connection.clone()
                 self._store.release([request_id for request_id, _ in fresh])
                 raise BrokerError(f"the broker did not take the request: {error}", {"accepted": accepted}) from error
 

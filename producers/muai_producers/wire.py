@@ -7,6 +7,7 @@ pass of about a microsecond (see docs/adr/0003-msgspec-on-the-wire.md).
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -138,6 +139,11 @@ class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(plain, cls)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(f"not an inference result: {error}") from error
+
+
+def new_request_id() -> str:
+    """A random UUID, as Celery makes its task ids."""
+    return str(uuid.uuid4())
 
 
 def validate_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,10 @@ def run_engine_worker(
         name: the worker's name in Flower and in results; made from the engine and process id where None.
     """
     name = name or f"{engine}-{os.getpid()}"
+    if log_level.upper() == "INFO":
+        # Two lines for each batch would drown what an operator looks for; batches show in Flower and in the metrics.
+        for chatty in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     argv = ["worker", "--pool", "threads", "--queues", engine_queue(engine), "--hostname", f"{name}@{_host()}"]
     create_engine_app(settings, engine, name).worker_main([*argv, "--loglevel", log_level, *WORKER_OPTIONS])
 
@@ -60,20 +65,18 @@ def run_control(
     name: str | None = None,
     *,
     beat: bool = True,
-    schedule_file: str | None = None,
     log_level: str = "INFO",
 ) -> None:
     """Run a control worker, with beat inside it, until it is told to stop. Blocks.
 
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
-        schedule_file: where beat remembers its last runs; in the current folder where None.
     """
     hostname = f"{name or f'control-{os.getpid()}'}@{_host()}"
     argv = ["worker", "--pool", "threads", "--queues", f"{CONTROL},{WORKFLOW}", "--hostname", hostname]
     argv += ["--loglevel", log_level, *WORKER_OPTIONS]
     if beat:
-        argv += ["--beat", "--schedule", schedule_file or "celerybeat-schedule"]
+        argv.append("--beat")
     create_control_app(settings).worker_main(argv)
 
 

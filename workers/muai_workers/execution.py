@@ -25,7 +25,7 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
-from muai_producers.store import FAILURE, RETRY, STARTED, Answer, Store, failure_answer, success_answer
+from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
 from muai_workers.engines.base import Completion, Engine
 from muai_workers.engines.isolate import run_isolated
@@ -107,7 +107,8 @@ class BatchRunner:
         else:
             again = self._execute(run) if run.requests else []
         self.writer.flush()
-        self._finish(batch, again)
+        moved = [(part.engine, part.id) for part in again]
+        self._store.finish_batch(batch.id, batch.engine, self._wall_s(), moved)
         return again
 
     def close(self) -> None:
@@ -119,9 +120,7 @@ class BatchRunner:
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
         info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
-        wanted = self._store.mark(STARTED, [request.id for request in batch.requests], info)
-        client: Any = self._store.client
-        num_starts = int(client.hincrby(self._store.keys.runs, batch.id, 1))
+        wanted, num_starts = self._store.start_batch(batch.id, [request.id for request in batch.requests], info)
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, now_s, time.monotonic())
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
@@ -261,19 +260,6 @@ class BatchRunner:
         if not isinstance(error, RequestError):
             log.warning("request %s failed: %s", request.id, error)
         self.writer.write(_failure(request, error))
-
-    def _finish(self, batch: Batch, again: Sequence[Batch]) -> None:
-        """Free the batch's slot, and take one for each batch that goes on elsewhere."""
-        keys = self._store.keys
-        client: Any = self._store.client
-        pipe = client.pipeline(transaction=False)
-        for part in again:
-            pipe.zadd(keys.outstanding(part.engine), {part.id: self._wall_s()})
-        pipe.hdel(keys.runs, batch.id)
-        pipe.zrem(keys.outstanding(batch.engine), batch.id)
-        pipe.zcard(keys.outstanding(batch.engine))
-        left = pipe.execute()[-1]
-        client.publish(keys.fleet_channel, f"done\t{batch.engine}\t{left}")
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:

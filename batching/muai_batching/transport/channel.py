@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import redis
-from kombu.transport import redis as stock
-from kombu.transport import virtual
 
+from muai_batching.transport import stock
 from muai_batching.transport.book import Holder
 from muai_batching.transport.keeper import ledger_for
 from muai_batching.transport.keys import DEFAULT_STATE_PREFIX
-from muai_batching.transport.ledger import Ledger
+from muai_batching.transport.ledger import CONNECTION_ERRORS, Ledger
 from muai_batching.transport.message import ClaimedMessage, UndecodableError
 from muai_batching.transport.poller import Peek
 from muai_batching.transport.store import Claimed, Command, ListOrder
@@ -28,7 +27,7 @@ COMMAND_TIMEOUT_S = 5.0
 Reply = list[Any]
 
 
-class QoS(virtual.QoS):
+class QoS(stock.QoS):  # type: ignore[misc]
     """Prefetch limit and acknowledgements, kept by the ledger."""
 
     def __init__(self, channel: ReliableChannel, prefetch_count: int = 0) -> None:
@@ -68,7 +67,7 @@ class QoS(virtual.QoS):
         """Closing the channel returned everything already."""
 
 
-class ReliableChannel(stock.Channel):
+class ReliableChannel(stock.Channel):  # type: ignore[misc]
     """What the plain and the Sentinel channel share."""
 
     QoS = QoS
@@ -85,6 +84,7 @@ class ReliableChannel(stock.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ledger: Ledger | None = None
         self._holder: Holder | None = None
+        self._sentinel_manager: Any = None
         self._peeks: dict[str, Peek] = {}
         self._backlog: deque[tuple[int, str, bytes, int]] = deque()
         self._on_message: dict[str, tuple[Callable[[Any], Any], bool]] = {}
@@ -240,6 +240,10 @@ class ReliableChannel(stock.Channel):
             self.settle([tag], [("LPUSH", shelf, payload)])
             return None
 
+    def basic_qos(self, *args: Any, **kwargs: Any) -> None:
+        super().basic_qos(*args, **kwargs)
+        self.connection.cycle.wake()
+
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> ClaimedMessage | None:
         claimed = self.ledger.claim(self.holder, self._list_order([queue]), 1)
         self._maybe_update_queues_expire(self.client, queue)
@@ -260,7 +264,16 @@ class ReliableChannel(stock.Channel):
                 if key not in self._peeks:
                     pool = self.ledger.store.client.connection_pool
                     self._peeks[key] = self.connection.cycle.open_peek(pool, key, self)
-                self._peeks[key].arm()
+                self._arm(self._peeks[key])
+
+    def _arm(self, peek: Peek) -> None:
+        try:
+            peek.arm()
+        except CONNECTION_ERRORS:
+            # The next tick connects anew, and fails loudly if Redis is gone.
+            self.connection.cycle.drop_peek(peek)
+            self.connection.cycle.wake()
+            self.ledger.expect_loss()
 
     def _drop_peeks(self, queue: str) -> None:
         for step in self.priority_steps:
@@ -310,7 +323,7 @@ class Channel(ReliableChannel):
     """A channel to one Redis."""
 
 
-class SentinelChannel(ReliableChannel, stock.SentinelChannel):
+class SentinelChannel(ReliableChannel, stock.SentinelChannel):  # type: ignore[misc]
     """A channel to the master that Sentinel names."""
 
     from_transport_options = tuple(

@@ -71,9 +71,11 @@ class Keeper:
         """What fails here is tried again at the next beat; the consumer itself learns of a lost broker on its own."""
         try:
             act()
-        except (*CONNECTION_ERRORS, redis.RedisError):
+        except CONNECTION_ERRORS:
             self.ledger.expect_loss()
             logger.debug("lease upkeep failed, trying again", exc_info=True)
+        except Exception:
+            logger.exception("lease upkeep failed, trying again")
 
     def _retire(self) -> bool:
         with contextlib.suppress(*CONNECTION_ERRORS):

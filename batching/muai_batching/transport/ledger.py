@@ -121,8 +121,8 @@ class Ledger:
         self.consumer = new_consumer_id()
         self.store.register(self.consumer)
         self._must_recover = False
-        if self.store.condemn(old, None):
-            self.store.reclaim(old, count_deaths=False)
+        self.store.resign(old)
+        self.store.reclaim(old)
 
     # Ending claims
 
@@ -205,10 +205,8 @@ class Ledger:
 
     def _note(self, holder: Holder, item: Settlement, outcome: list[Any] | Exception) -> list[Any] | Exception:
         tags = tuple(item.tags)
-        if isinstance(outcome, LeaseLostError) and tags in self._uncertain and set(outcome.tags) == set(tags):
-            # Only we end claims of a living consumer, so the settlement with the lost reply took effect.
-            if self.book.holds(holder, tags) and self._still_alive():
-                outcome = [None] * len(item.commands)
+        if isinstance(outcome, LeaseLostError) and self._took_effect_unheard(holder, tags, outcome):
+            outcome = [None] * len(item.commands)
         self._uncertain.discard(tags)
         if not isinstance(outcome, Exception):
             self.book.forget(holder, tags)
@@ -216,6 +214,15 @@ class Ledger:
         elif isinstance(outcome, LeaseLostError):
             self.book.forget(holder, outcome.tags)
         return outcome
+
+    def _took_effect_unheard(self, holder: Holder, tags: tuple[int, ...], lost: LeaseLostError) -> bool:
+        """Only we end claims of a living consumer: claims that are gone were settled by the call without reply."""
+        return (
+            tags in self._uncertain
+            and set(lost.tags) == set(tags)
+            and self.book.holds(holder, tags)
+            and self._still_alive()
+        )
 
     def _still_alive(self) -> bool:
         return self.store.beats().get(self.consumer, -1) >= 0
@@ -281,5 +288,5 @@ class Ledger:
         if not self._registered:
             return
         self._registered = False
-        if self.store.condemn(self.consumer, None):
-            self.store.reclaim(self.consumer, count_deaths=False)
+        self.store.resign(self.consumer)
+        self.store.reclaim(self.consumer)

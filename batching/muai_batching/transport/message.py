@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 from kombu.compression import decompress
-from kombu.transport import virtual
 from kombu.utils.json import loads as kombu_loads
+
+from muai_batching.transport import stock
 
 DELIVERY_COUNT = "x-delivery-count"
 
@@ -23,7 +24,7 @@ class UndecodableError(ValueError):
     """A payload is no kombu message."""
 
 
-class ClaimedMessage(virtual.Message):
+class ClaimedMessage(stock.Message):  # type: ignore[misc]
     """A message of a claim; its delivery tag is the claim's tag.
 
     Raises:

@@ -60,7 +60,7 @@ def reclaim_overdue(store: ClaimStore, observer: LeaseObserver, beats: dict[str,
     reclaimed = []
     for consumer, count in observer.observe(beats, now_s):
         if store.condemn(consumer, count):
-            moved = store.reclaim(consumer, count_deaths=True)
+            moved = store.reclaim(consumer)
             logger.warning("consumer %s is gone; %d message(s) back in their queues", consumer, moved)
             reclaimed.append(Reclaimed(consumer, moved))
     return reclaimed

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from queue import Empty
 from typing import Any
 
-from kombu.transport.redis import MultiChannelPoller
 from kombu.utils.eventio import ERR, READ
 from redis.exceptions import OutOfMemoryError
 
+from muai_batching.transport import stock
 from muai_batching.transport.ledger import CONNECTION_ERRORS
 
 #: A peek is answered at the latest after this long, so that a connection gone silent is noticed within twice that.
@@ -98,7 +98,7 @@ def _close_all(*sockets: socket.socket) -> None:
         sock.close()
 
 
-class Poller(MultiChannelPoller):
+class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
     """kombu's poller for pub/sub, with peeks in the place of BRPOP.
 
     A waker lets the next poll return at once: when a channel has more to claim, or when another

@@ -24,6 +24,10 @@ class Script:
 FENCED = -1
 STALE = -2
 
+# Heartbeat counters of consumers that are given up.
+DEAD = -1
+RESIGNED = -2
+
 # Death counts of messages nobody fetched again (a purged queue) go away after a week without another death.
 _DEATHS_KEPT_S = 7 * 24 * 3600
 
@@ -178,25 +182,26 @@ redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 return {0, redis.call('HKEYS', KEYS[3])}
 """)
 
-# KEYS: beats. ARGV: consumer, observed count ('' for a consumer that gives itself up). Declares a consumer dead
-# if nothing was heard of it since; 1 if it is dead now.
+# KEYS: beats. ARGV: consumer, observed count ('' for any), counter that says why it is given up. Gives a consumer
+# up if nothing was heard of it since; 1 if it is given up now.
 CONDEMN = Script("""
 local count = redis.call('HGET', KEYS[1], ARGV[1])
 if count and tonumber(count) < 0 then return 1 end
 if ARGV[2] ~= '' and count ~= ARGV[2] then return 0 end
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('HSET', KEYS[1], ARGV[1], -1)
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """)
 
-# KEYS: beats, floors, claims, deliveries. ARGV: consumer, whether to count deaths, tags, the last to be consumed
-# first. Takes claims back from a dead consumer and forgets it when none is left. Returns how many were moved.
+# KEYS: beats, floors, claims, deliveries. ARGV: consumer, tags, the last to be consumed first. Takes claims back
+# from a consumer that is given up, counts them if it died, and forgets it when none is left. Returns how many moved.
 RECLAIM = Script(
     _GIVE_BACK
     + """
-if tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0') >= 0 then return 0 end
+local count = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
+if count >= 0 then return 0 end
 local moved = 0
-for i = 3, #ARGV do moved = moved + give_back(KEYS[3], KEYS[4], ARGV[i], ARGV[2] == '1') end
+for i = 2, #ARGV do moved = moved + give_back(KEYS[3], KEYS[4], ARGV[i], count == -1) end
 if redis.call('HLEN', KEYS[3]) == 0 then
     redis.call('HDEL', KEYS[1], ARGV[1])
     redis.call('HDEL', KEYS[2], ARGV[1])

@@ -57,7 +57,7 @@ class ClaimStore:
     """Calls to Redis. Every method may raise redis-py's connection errors; none retries after one."""
 
     def __init__(self, client: redis.Redis, keys: StateKeys) -> None:
-        self.client = client
+        self.client: Any = client  # redis-py leaves execute_command untyped
         self.keys = keys
 
     def _run(self, script: Script, keys: Sequence[str], args: Sequence[Word | int]) -> Any:
@@ -91,7 +91,7 @@ class ClaimStore:
         return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def beats(self) -> dict[str, int]:
-        raw: Mapping[bytes, bytes] = self.client.hgetall(self.keys.beats)  # type: ignore[assignment]
+        raw: Mapping[bytes, bytes] = self.client.hgetall(self.keys.beats)
         return {consumer.decode(): int(count) for consumer, count in raw.items()}
 
     def claim(self, consumer: str, order: ListOrder, first: int, room: int) -> Claimed:
@@ -155,20 +155,22 @@ class ClaimStore:
             words.extend(command)
         return ("EVALSHA", scripts.SETTLE.sha, 2, self.keys.claims(consumer), self.keys.deliveries, *words)
 
-    def condemn(self, consumer: str, observed: int | None) -> bool:
-        """Declare a consumer dead unless it beat since `observed`; None when it gives itself up."""
-        seen = "" if observed is None else str(observed)
-        return bool(self._run(scripts.CONDEMN, [self.keys.beats], [consumer, seen]))
+    def condemn(self, consumer: str, observed: int) -> bool:
+        """Declare a consumer dead unless it beat since `observed`; True when it is given up now."""
+        return bool(self._run(scripts.CONDEMN, [self.keys.beats], [consumer, observed, scripts.DEAD]))
 
-    def reclaim(self, consumer: str, count_deaths: bool) -> int:
-        """Give a condemned consumer's claims back to their lists, in their old order, and forget it.
+    def resign(self, consumer: str) -> None:
+        """Give oneself up: what is held goes back by `reclaim`, and nobody died of it."""
+        self._run(scripts.CONDEMN, [self.keys.beats], [consumer, "", scripts.RESIGNED])
+
+    def reclaim(self, consumer: str) -> int:
+        """Give the claims of a consumer that was given up back to their lists, in their old order, and forget it.
 
         May be called by several at once, and again after a call that was cut short.
         """
-        tags = sorted((int(tag) for tag in self.client.hkeys(self.keys.claims(consumer))), reverse=True)  # type: ignore[union-attr]
+        tags = sorted((int(tag) for tag in self.client.hkeys(self.keys.claims(consumer))), reverse=True)
         keys = [*self._life_keys(consumer), self.keys.deliveries]
-        head = (consumer, int(count_deaths))
-        return sum(self._run(scripts.RECLAIM, keys, (*head, *part)) for part in [*chunks(tags), ()])
+        return sum(self._run(scripts.RECLAIM, keys, (consumer, *part)) for part in [*chunks(tags), ()])
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from queue import Empty
 from typing import Any
 
-from kombu.transport import redis as stock
-
+from muai_batching.transport import stock
 from muai_batching.transport.channel import Channel, SentinelChannel
 from muai_batching.transport.poller import Poller
 
 PEEK_CHECK_S = 1.0
 
 
-class Transport(stock.Transport):
+class Transport(stock.Transport):  # type: ignore[misc]
     """Redis with claims in the place of pops; same URLs, lists and payloads as kombu's own."""
 
     Channel = Channel
+    cycle: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -48,16 +47,17 @@ class Transport(stock.Transport):
         """Deliver what is there, in bulk; wait for it up to `timeout` seconds.
 
         Raises:
-            socket.timeout: nothing came.
+            TimeoutError: nothing came.
         """
         deadline_s = None if timeout is None else time.monotonic() + timeout
         while True:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             try:
-                return self.cycle.get(self._deliver, timeout=None if left_s is None else max(0.0, left_s))
+                self.cycle.get(self._deliver, timeout=None if left_s is None else max(0.0, left_s))
+                return
             except Empty:
                 if left_s is not None and left_s <= 0:
-                    raise socket.timeout from None
+                    raise TimeoutError from None
 
 
 class SentinelTransport(Transport):

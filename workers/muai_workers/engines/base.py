@@ -96,6 +96,8 @@ class Engine(Protocol):
     def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         """Run requests together; yields one completion per request, each as soon as it is there, in any order.
 
+        A model that is not in memory is loaded first.
+
         A request that is wrong by itself (too long, wrong inputs) is a completion with a `RequestError` and harms no
         other. A failure of the whole forward pass raises; the requests not yet completed are then unanswered.
 

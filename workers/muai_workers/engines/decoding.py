@@ -11,6 +11,7 @@ import torch
 from muai_config import ModelSpec
 from muai_producers.wire import InferenceRequest, Parameters
 from muai_workers.engines.base import Completion, EngineOutput
+from muai_workers.engines.failures import not_a_number
 from muai_workers.engines.padding import PaddedRows, pad_rows
 from muai_workers.engines.sampling import Sampler, choose_tokens
 from muai_workers.engines.tokens import TextTokenizer, TokenRow, admit
@@ -43,6 +44,8 @@ class _Row:
     source: TokenRow
     max_new_tokens: int
     sampler: Sampler
+    continues: bool
+    """Whether the answer goes on where the prompt ends, rather than standing by itself."""
     generated: list[int] = field(default_factory=list)
     text: str | None = None
     """Set early where a stop string was found."""
@@ -57,12 +60,17 @@ class _Row:
             return "stop"
         self.generated.append(token)
         if self.parameters.stop:
-            text = tokenizer.decode(self.generated)
+            text = self.decode(tokenizer)
             places = [place for place in map(text.find, self.parameters.stop) if place >= 0]
             if places:
                 self.text = text[: min(places)]
                 return "stop"
         return "length" if len(self.generated) >= self.max_new_tokens else None
+
+    def decode(self, tokenizer: TextTokenizer) -> str:
+        if self.continues:
+            return tokenizer.decode_after(self.source.ids, self.generated)
+        return tokenizer.decode(self.generated)
 
 
 class DecodingModel:
@@ -106,9 +114,12 @@ class DecodingModel:
 
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         keep: Literal["start", "end"] = "end" if self._padding_side == "left" else "start"
-        admitted, refused = admit(self._tokenizer, task, requests, self._prompt_limit(), keep)
+        admitted, refused = admit(
+            self._tokenizer, task, requests, self._prompt_limit(), keep=keep, reserve_tokens=self._reserve
+        )
         yield from refused
-        rows = [_Row(row, self._room(row), Sampler(row.request.parameters, row.ids)) for row in admitted]
+        continues = task == "text-generation"
+        rows = [_Row(row, self._room(row), Sampler(row.request.parameters, row.ids), continues) for row in admitted]
         if rows:
             yield from self._decode(rows)
 
@@ -118,9 +129,19 @@ class DecodingModel:
         known = [limit for limit in limits if limit is not None]
         return min(known) if known else None
 
+    def _wanted(self, request: InferenceRequest) -> int:
+        return request.parameters.max_tokens or self._spec.max_new_tokens or DEFAULT_NEW_TOKENS
+
     def _room(self, row: TokenRow) -> int:
-        wanted = row.request.parameters.max_tokens or self._spec.max_new_tokens or DEFAULT_NEW_TOKENS
+        wanted = self._wanted(row.request)
         return wanted if self._context_tokens is None else min(wanted, self._context_tokens - len(row.ids))
+
+    def _reserve(self, request: InferenceRequest) -> int:
+        """Tokens of the prompt that are given up for the answer when the prompt is cut: half of it at most."""
+        limit = self._prompt_limit()
+        if limit is None or self._context_tokens is None:
+            return 0
+        return max(0, min(limit + self._wanted(request) - self._context_tokens, limit // 2))
 
     def _decode(self, rows: list[_Row]) -> Iterator[Completion]:
         decoder = self._new_decoder()
@@ -129,6 +150,9 @@ class DecodingModel:
             tokens = choose_tokens(logits, [row.sampler for row in rows])
             going: list[int] = []
             for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                if token is None:
+                    yield Completion(row.source.request.id, error=not_a_number(self._spec.name, self._extra))
+                    continue
                 reason = row.take(token, self._end_ids, self._tokenizer)
                 if reason is None:
                     going.append(index)
@@ -139,11 +163,10 @@ class DecodingModel:
             if len(going) < len(rows):
                 decoder.keep(going)
                 rows = [rows[index] for index in going]
-                tokens = [tokens[index] for index in going]
-            logits = decoder.step(tokens)
+            logits = decoder.step([row.generated[-1] for row in rows])
 
     def _completion(self, row: _Row, reason: FinishReason) -> Completion:
-        text = self._tokenizer.decode(row.generated) if row.text is None else row.text
+        text = row.decode(self._tokenizer) if row.text is None else row.text
         output = EngineOutput(
             {"text": text, "finish_reason": reason},
             input_tokens=len(row.source.ids),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from muai_config import ModelSpec
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, EngineOutput
+from muai_workers.engines.failures import not_a_number
 from muai_workers.engines.padding import PaddedRows, group_by_length, pad_rows
 from muai_workers.engines.tokens import TextTokenizer, admit
 
@@ -64,6 +65,9 @@ class Encoder:
             members = [rows[index] for index in group]
             values = self._forward(pad_rows([row.ids for row in members], self._tokenizer.pad_id, "right"))
             for row, value in zip(members, values, strict=True):
+                if np.isnan(value).any():
+                    yield Completion(row.request.id, error=not_a_number(row.request.model, self._extra))
+                    continue
                 output = EngineOutput(self._outputs(value), len(row.ids), extra=self._extra)
                 yield Completion(row.request.id, output=output)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from muai_producers.errors import InferenceFailedError, ModelLoadError, MuaiError, OutOfMemoryError
 
@@ -23,6 +24,17 @@ def as_engine_error(error: Exception) -> MuaiError:
         translated = InferenceFailedError(f"{type(error).__name__}: {_first_line(error)}", details)
     translated.__cause__ = error
     return translated
+
+
+def not_a_number(model: str, how: Mapping[str, Any]) -> InferenceFailedError:
+    """The error for a request whose answer holds NaN: wrong to send, and no JSON.
+
+    Args:
+        how: device and number format, for whoever reads the message.
+    """
+    told = ", ".join(f"{name} {value}" for name, value in how.items())
+    message = f"{model} answered with NaN ({told}); a wider number format may help"
+    return InferenceFailedError(message, {"model": model, **how})
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -28,7 +28,7 @@ from muai_producers.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from muai_producers.wire import INPUT_FIELD, InferenceRequest
+from muai_producers.wire import INPUT_FIELD, InferenceRequest, validate_inputs
 from muai_workers.engines.base import Availability, Capabilities, Completion, EngineOutput
 
 ALL_TASKS = frozenset(INPUT_FIELD)
@@ -125,16 +125,12 @@ class FakeEngine:
         self.load(spec)
         with self._lock:
             self.runs.append(tuple(request.id for request in requests))
-        texts = [_text(task, request) for request in requests]
-        self._misbehave(texts)
+        self._misbehave([str(request.inputs) for request in requests])
         latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
         if latency_ms:
             self._sleep(latency_ms / 1000)
-        for request, text in zip(requests, texts, strict=True):
-            try:
-                yield Completion(request.id, output=self._answer(spec, task, request, text))
-            except RequestError as error:
-                yield Completion(request.id, error=error)
+        for request in requests:
+            yield self._complete(spec, task, request)
 
     def close(self) -> None:
         with self._lock:
@@ -149,7 +145,15 @@ class FakeEngine:
         if any(self.options.poison_marker in text for text in texts):
             raise InferenceFailedError(f"an input holds {self.options.poison_marker}")
 
-    def _answer(self, spec: ModelSpec, task: str, request: InferenceRequest, text: str) -> EngineOutput:
+    def _complete(self, spec: ModelSpec, task: str, request: InferenceRequest) -> Completion:
+        try:
+            validate_inputs(task, request.inputs)
+            return Completion(request.id, output=self._answer(spec, task, request))
+        except RequestError as error:
+            return Completion(request.id, error=error)
+
+    def _answer(self, spec: ModelSpec, task: str, request: InferenceRequest) -> EngineOutput:
+        text = _text(task, request)
         words = text.split()
         if self.options.bad_marker in text:
             raise InvalidRequestError(f"the input holds {self.options.bad_marker}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from muai_producers.errors import (
+    EngineError,
     EngineUnavailableError,
     InferenceFailedError,
     ModelLoadError,
@@ -57,29 +59,31 @@ def run_isolated(
     if prepare is not None and isolation.left:
         try:
             prepare()
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is an engine failure
-            failure = as_engine_error(error)
+        except Exception as cause:  # noqa: BLE001 - whatever a library raises is an engine failure
+            failure = as_engine_error(cause)
             isolation.fail_rest(failure)
             return IsolationReport(0, 0, failure)
     pieces: list[list[InferenceRequest]] = [list(isolation.left.values())] if isolation.left else []
     rounds = 0
     while pieces:
         rounds += 1
-        halves: list[list[InferenceRequest]] = []
-        for piece in pieces:
-            for part in _split(piece, isolation.fits):
-                error = isolation.attempt(part)
-                if error is None:
-                    continue
-                if isolation.blames_engine(error):
-                    isolation.fail_rest(error)
-                    return IsolationReport(isolation.runs, rounds, error)
-                if isinstance(error, OutOfMemoryError):
-                    if relieve is not None:
-                        relieve()
-                    isolation.fits = max(1, min(isolation.fits or len(part), len(part)) // 2)
-                halves.extend(isolation.halve(part, error))
-        pieces = halves
+        waiting, pieces = deque(pieces), []
+        while waiting:
+            part = waiting.popleft()
+            if isolation.fits is not None and len(part) > isolation.fits:
+                waiting.extendleft(reversed(_split(part, isolation.fits)))
+                continue
+            error = isolation.attempt(part)
+            if error is None:
+                continue
+            if isolation.blames_engine(error):
+                isolation.fail_rest(error)
+                return IsolationReport(isolation.runs, rounds, error)
+            if isinstance(error, OutOfMemoryError):
+                isolation.fits = max(1, len(part) // 2)
+                if relieve is not None:
+                    relieve()
+            pieces.extend(isolation.halve(part, error))
     return IsolationReport(isolation.runs, rounds)
 
 
@@ -107,7 +111,8 @@ class _Isolation:
         error = self._drain(part)
         if error is None and any(request.id in self.left for request in part):
             error = InferenceFailedError("the engine ended its run without answering every request")
-        if error is not None:
+        # Too little memory for several says nothing yet: a smaller part may fit.
+        if error is not None and (len(part) == 1 or not isinstance(error, OutOfMemoryError)):
             self._failed_runs += 1
         return error
 
@@ -134,8 +139,8 @@ class _Isolation:
     def blames_engine(self, error: MuaiError) -> bool:
         if isinstance(error, ModelLoadError | EngineUnavailableError):
             return True
-        if isinstance(error, OutOfMemoryError):
-            return False
+        if not isinstance(error, EngineError):
+            return False  # some request's own error, which must not fall on the others
         return self._failed_runs >= BROKEN_AFTER_RUNS and not self._any_completed
 
     def halve(self, part: Sequence[InferenceRequest], error: MuaiError) -> list[list[InferenceRequest]]:
@@ -155,7 +160,5 @@ class _Isolation:
         self._on_completion(Completion(request.id, error=error))
 
 
-def _split(piece: Sequence[InferenceRequest], size: int | None) -> list[list[InferenceRequest]]:
-    if size is None or len(piece) <= size:
-        return [list(piece)] if piece else []
+def _split(piece: Sequence[InferenceRequest], size: int) -> list[list[InferenceRequest]]:
     return [list(piece[start : start + size]) for start in range(0, len(piece), size)]

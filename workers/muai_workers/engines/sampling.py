@@ -56,15 +56,19 @@ class Sampler:
         return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each row.
+def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
+    """The next token of each row; None where the logits are no numbers.
 
     Args:
         logits: shape (num_rows, vocabulary).
     """
-    tokens: list[int] = logits.argmax(-1).tolist()
+    highest, likeliest = logits.max(-1)
+    broken: list[bool] = highest.isnan().tolist()
+    tokens: list[int | None] = likeliest.tolist()
     for index, sampler in enumerate(samplers):
-        if not sampler.plain:
+        if broken[index]:
+            tokens[index] = None
+        elif not sampler.plain:
             tokens[index] = sampler.choose(logits[index])
     return tokens
 

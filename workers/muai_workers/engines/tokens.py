@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from muai_producers.errors import InputTooLongError, InvalidRequestError, Reques
 from muai_producers.wire import INPUT_FIELD, InferenceRequest, validate_inputs
 from muai_workers.engines.base import Completion
 
+_PREFIX_TOKENS = 8
 NO_LIMIT_TOKENS = 10**9
 """Tokenizers without a limit of their own state one above this."""
 # Their position table starts behind the padding id, so it holds that many fewer tokens than it has rows.
@@ -104,19 +105,31 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def decode_after(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        """The text by which `ids` continue the prompt.
+
+        Decoded alone they would lose a blank at their start: some vocabularies keep it only between words.
+        """
+        prefix = list(prompt_ids[-_PREFIX_TOKENS:])
+        before, after = self.decode(prefix), self.decode([*prefix, *ids])
+        return after[len(before) :] if after.startswith(before) else self.decode(ids)
+
 
 def admit(
     tokenizer: TextTokenizer,
     task: str,
     requests: Sequence[InferenceRequest],
     limit_tokens: int | None,
+    *,
     keep: Literal["start", "end"] = "start",
+    reserve_tokens: Callable[[InferenceRequest], int] = lambda _: 0,
 ) -> tuple[list[TokenRow], list[Completion]]:
     """Tokenise each request; those that cannot be run come back as completions with their error.
 
     Args:
         limit_tokens: longest admitted input, special tokens included.
         keep: the part that stays when the request lets its input be cut.
+        reserve_tokens: how much shorter than the limit an input is cut, to leave room for its answer.
     """
     rows: list[TokenRow] = []
     refused: list[Completion] = []
@@ -126,37 +139,34 @@ def admit(
     for request, text in zip(requests, texts, strict=True):
         ids = next(encoded) if isinstance(text, str) else None
         try:
-            rows.append(TokenRow(request, _tokens(tokenizer, task, request, ids, limit_tokens, keep)))
+            ids = _tokens(tokenizer, task, request, ids)
+            if limit_tokens is not None and len(ids) > limit_tokens:
+                _refuse_unless_cut(request, len(ids), limit_tokens)
+                room_tokens = max(1, limit_tokens - reserve_tokens(request))
+                ids = ids[-room_tokens:] if keep == "end" else tokenizer.encode_start(str(text), room_tokens)
+            rows.append(TokenRow(request, ids))
         except RequestError as error:
             refused.append(Completion(request.id, error=error))
     return rows, refused
 
 
-def _tokens(
-    tokenizer: TextTokenizer,
-    task: str,
-    request: InferenceRequest,
-    ids: list[int] | None,
-    limit_tokens: int | None,
-    keep: Literal["start", "end"],
-) -> list[int]:
+def _tokens(tokenizer: TextTokenizer, task: str, request: InferenceRequest, ids: list[int] | None) -> list[int]:
     validate_inputs(task, request.inputs)
     if ids is None:
         ids = tokenizer.encode_chat(request.inputs["messages"])
-    if not ids:
-        if tokenizer.bos_id is None:
-            raise InvalidRequestError("nothing is left of the input once it is tokenised")
-        ids = [tokenizer.bos_id]
-    if limit_tokens is None or len(ids) <= limit_tokens:
+    if ids:
         return ids
+    if tokenizer.bos_id is None:
+        raise InvalidRequestError("nothing is left of the input once it is tokenised")
+    return [tokenizer.bos_id]
+
+
+def _refuse_unless_cut(request: InferenceRequest, num_tokens: int, limit_tokens: int) -> None:
     if not request.parameters.truncate:
         raise InputTooLongError(
-            f"the input has {len(ids)} tokens, {request.model} takes at most {limit_tokens}",
-            {"input_tokens": len(ids), "max_input_tokens": limit_tokens},
+            f"the input has {num_tokens} tokens, {request.model} takes at most {limit_tokens}",
+            {"input_tokens": num_tokens, "max_input_tokens": limit_tokens},
         )
-    if keep == "end":
-        return ids[-limit_tokens:]
-    return tokenizer.encode_start(request.inputs[INPUT_FIELD[task]], limit_tokens)
 
 
 def context_tokens(config: Any) -> int | None:

@@ -1,0 +1,356 @@
+"""What every engine keeps: the fake, PyTorch and ONNX pass the same tests, the real ones on real models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests import models
+
+from muai_config import ModelSpec
+from muai_producers.errors import InputTooLongError, InvalidRequestError, ModelLoadError, UnsupportedTaskError
+from muai_producers.wire import InferenceRequest
+from muai_workers.engines.base import Completion, Engine
+
+EMBEDDED = st.lists(st.sampled_from(models.SENTENCES), min_size=1, max_size=12)
+PROMPTS = ("The river is", "When one engine fails", "A", "Rain fell all night on the hills. In", "The queue was long")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test and its models."""
+
+    engine: Engine
+    encoder: ModelSpec
+    classifier: ModelSpec
+    causal: ModelSpec
+    examples: int
+    """How many random batches are worth their time."""
+
+    def run(
+        self, spec: ModelSpec, requests: Sequence[InferenceRequest], task: str | None = None
+    ) -> dict[str, Completion]:
+        completions = list(self.engine.run(spec, task or spec.task, requests))
+        assert sorted(one.request_id for one in completions) == sorted(one.id for one in requests)
+        return {one.request_id: one for one in completions}
+
+    def outputs(self, spec: ModelSpec, requests: Sequence[InferenceRequest], task: str | None = None) -> list[Any]:
+        completions = self.run(spec, requests, task)
+        assert [one.error for one in completions.values()] == [None] * len(requests)
+        return [completions[one.id].output.outputs for one in requests]  # type: ignore[union-attr]
+
+    def embed(self, texts: Sequence[str]) -> Any:
+        requests = [models.request(str(index), self.encoder, text) for index, text in enumerate(texts)]
+        return np.array([one["embedding"] for one in self.outputs(self.encoder, requests)])
+
+    def generate(self, prompts: Sequence[str], **parameters: Any) -> list[Any]:
+        requests = [models.request(str(index), self.causal, text, **parameters) for index, text in enumerate(prompts)]
+        return self.outputs(self.causal, requests)
+
+
+@cache
+def subject_named(name: str) -> Subject:
+    if name == "fake":
+        from muai_workers.engines.fake import FakeEngine
+
+        spec = partial(models.model_spec, source="folder:/nowhere")
+        return Subject(
+            FakeEngine(),
+            spec("encoder", "embedding", max_input_tokens=60),
+            spec("classifier", "text-classification"),
+            spec("causal", "text-generation", max_input_tokens=95),
+            examples=100,
+        )
+    from muai_workers.engines.registry import create_engine
+
+    return Subject(
+        create_engine(name, models.settings()),
+        models.encoder_spec(max_input_tokens=256),
+        models.folder_spec("tiny-classifier", "text-classification", models.classifier_folder()),
+        models.folder_spec("tiny-causal", "text-generation", models.causal_folder()),
+        examples=10,
+    )
+
+
+ALL = ("fake", pytest.param("pytorch", marks=pytest.mark.engine), pytest.param("onnx", marks=pytest.mark.engine))
+REAL = ALL[1:]
+
+
+@pytest.fixture(params=ALL)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return subject_named(request.param)
+
+
+@pytest.fixture(params=REAL)
+def real(request: pytest.FixtureRequest) -> Subject:
+    return subject_named(request.param)
+
+
+def test_engine_says_why_it_is_available(subject: Subject) -> None:
+    availability = subject.engine.availability()
+    assert availability.available
+    assert availability.reason
+
+
+def test_engine_fits_the_protocol(subject: Subject) -> None:
+    assert isinstance(subject.engine, Engine)
+    assert subject.engine.refusal(subject.encoder) is None
+
+
+# Property 8: Variable-length sequences are padded correctly
+@pytest.mark.property(8)
+def test_embedding_does_not_depend_on_the_batch(subject: Subject) -> None:
+    single = {text: subject.embed([text])[0] for text in models.SENTENCES}
+
+    @settings(max_examples=subject.examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(EMBEDDED)
+    def check(texts: list[str]) -> None:
+        for text, vector in zip(texts, subject.embed(texts), strict=True):
+            assert cosine(vector, single[text]) > 0.9999
+
+    check()
+
+
+def test_embeddings_have_length_one(subject: Subject) -> None:
+    assert np.allclose(np.linalg.norm(subject.embed(models.SENTENCES), axis=1), 1.0, atol=1e-5)
+
+
+def test_embeddings_equal_those_of_sentence_transformers(real: Subject) -> None:
+    for ours, theirs in zip(real.embed(models.SENTENCES), reference_embeddings(), strict=True):
+        assert cosine(ours, theirs) > 0.9999
+
+
+def test_generated_tokens_do_not_depend_on_the_batch(subject: Subject) -> None:
+    together = subject.generate(PROMPTS, max_tokens=12)
+    assert together == [subject.generate([prompt], max_tokens=12)[0] for prompt in PROMPTS]
+
+
+def test_requests_of_a_batch_keep_their_own_parameters(subject: Subject) -> None:
+    limits = [1, 7, 3, 2, 5]
+    requests = [
+        models.request(str(index), subject.causal, prompt, max_tokens=limit)
+        for index, (prompt, limit) in enumerate(zip(PROMPTS, limits, strict=True))
+    ]
+    completions = subject.run(subject.causal, requests)
+    for request, limit in zip(requests, limits, strict=True):
+        output = completions[request.id].output
+        assert output is not None
+        assert output.output_tokens <= limit
+        alone = subject.generate([request.inputs["prompt"]], max_tokens=limit)[0]
+        assert output.outputs == alone
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(real: Subject) -> None:
+    requests = [
+        models.request("long", real.causal, "The river", max_tokens=12),
+        models.request("short", real.causal, "The baker opens", max_tokens=1),
+    ]
+    assert [one.request_id for one in real.engine.run(real.causal, "text-generation", requests)] == ["short", "long"]
+
+
+def test_sampling_with_a_seed_does_not_depend_on_the_batch(real: Subject) -> None:
+    hot = {"temperature": 1.8, "top_k": 50, "top_p": 0.98, "repetition_penalty": 1.1, "max_tokens": 10}
+    requests = [models.request(str(index), real.causal, "The", seed=index, **hot) for index in range(4)]
+    together = real.outputs(real.causal, requests)
+    assert together == [real.outputs(real.causal, [request])[0] for request in requests]
+    assert len({one["text"] for one in together}) > 1
+
+
+def test_stop_strings_end_the_answer_of_their_request_alone(real: Subject) -> None:
+    requests = [
+        models.request("stops", real.causal, "The river is quiet in the", stop=("boat",), max_tokens=20),
+        models.request("goes on", real.causal, "The river is quiet in the", max_tokens=20),
+    ]
+    stopped, full = real.outputs(real.causal, requests)
+    assert full["text"].startswith(stopped["text"])
+    assert "boat" in full["text"]
+    assert stopped == {"text": " morning. A ", "finish_reason": "stop"}
+
+
+def test_an_answer_that_is_cut_off_says_so(subject: Subject) -> None:
+    assert subject.generate(["Rain fell all night on the hills"], max_tokens=2)[0]["finish_reason"] == "length"
+
+
+def test_a_trained_model_ends_its_sentence_by_itself(real: Subject) -> None:
+    answer = real.generate(["The train leaves the city"], max_tokens=60)[0]
+    assert answer == {"text": " at noon. It follows the coast to the south.", "finish_reason": "stop"}
+
+
+def test_chat_answers_the_last_turn(real: Subject) -> None:
+    messages = [{"role": "user", "content": "Where is the boat?"}]
+    requests = [models.request("chat", real.causal, messages, task="chat", max_tokens=20)]
+    answer = real.outputs(real.causal, requests, "chat")[0]
+    assert answer == {"text": "The boat waits at the old bridge.", "finish_reason": "stop"}
+
+
+def test_usage_counts_tokens(subject: Subject) -> None:
+    completion = subject.run(subject.causal, [models.request("one", subject.causal, "The river", max_tokens=1)])["one"]
+    assert completion.output is not None
+    assert completion.output.input_tokens > 0
+    assert completion.output.output_tokens == 1
+
+
+def test_labels_are_a_distribution_best_first(subject: Subject) -> None:
+    texts = ("what a wonderful film", "the service was terrible", "i love this book")
+    requests = [models.request(text, subject.classifier, text) for text in texts]
+    for output in subject.outputs(subject.classifier, requests):
+        scores = [one["score"] for one in output["labels"]]
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_trained_classifier_is_right_about_plain_opinions(real: Subject) -> None:
+    texts = {
+        "what a wonderful film": "POSITIVE",
+        "The service was terrible!": "NEGATIVE",
+        "i love this book": "POSITIVE",
+    }
+    requests = [models.request(text, real.classifier, text) for text in texts]
+    outputs = real.outputs(real.classifier, requests)
+    assert [one["labels"][0]["label"] for one in outputs] == list(texts.values())
+
+
+def test_wrong_requests_harm_no_neighbour(subject: Subject) -> None:
+    spec = subject.encoder
+    good = models.request("good", spec, "A cat sleeps.")
+    requests = [
+        models.request("wrong type", spec, 7),
+        good,
+        models.request("empty", spec, "   "),
+        InferenceRequest(id="wrong key", model=spec.name, inputs={"prompt": "A cat sleeps."}),
+        models.request("too long", spec, "word " * 3000),
+    ]
+    completions = subject.run(spec, requests)
+    errors = {name: type(one.error) for name, one in completions.items() if one.error is not None}
+    assert errors == {
+        "wrong type": InvalidRequestError,
+        "empty": InvalidRequestError,
+        "wrong key": InvalidRequestError,
+        "too long": InputTooLongError,
+    }
+    alone = subject.run(spec, [good])["good"].output
+    assert completions["good"].output is not None
+    assert alone is not None
+    assert cosine(completions["good"].output.outputs["embedding"], alone.outputs["embedding"]) > 0.9999
+
+
+@pytest.mark.parametrize("task", ["embedding", "text-generation"])
+def test_an_overlong_input_is_cut_when_its_request_lets_it(subject: Subject, task: str) -> None:
+    spec = {"embedding": subject.encoder, "text-generation": subject.causal}[task]
+    completion = subject.run(spec, [models.request("long", spec, "word " * 3000, truncate=True, max_tokens=1)])["long"]
+    assert completion.output is not None
+    assert 0 < completion.output.input_tokens <= (spec.max_input_tokens or 95)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(subject: Subject) -> None:
+    completion = subject.run(subject.causal, [models.request("long", subject.causal, "river " * 200)])["long"]
+    assert isinstance(completion.error, InputTooLongError)
+    assert completion.error.details["input_tokens"] > completion.error.details["max_input_tokens"] == 95
+
+
+def test_another_task_is_refused_request_by_request(real: Subject) -> None:
+    requests = [models.request(str(index), real.encoder, "text", task="text-classification") for index in range(2)]
+    completions = real.run(real.encoder, requests, "text-classification")
+    assert {type(one.error) for one in completions.values()} == {UnsupportedTaskError}
+
+
+def test_no_requests_no_completions(subject: Subject) -> None:
+    assert subject.run(subject.encoder, []) == {}
+    assert subject.run(subject.causal, []) == {}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_is_loaded_once_under_eight_threads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_named(name)
+    spec = subject.classifier
+    subject.engine.unload(spec.name)
+    count_loads = counter_of_loads(subject.engine, monkeypatch)
+    barrier = threading.Barrier(8)
+
+    def load(_: int) -> None:
+        barrier.wait(timeout=30)
+        subject.engine.load(spec)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(load, range(8)))
+    assert count_loads() == 1
+    assert subject.engine.loaded().count(spec.name) == 1
+
+
+def test_an_unloaded_model_is_gone_and_comes_back_when_asked_for(subject: Subject) -> None:
+    subject.engine.load(subject.classifier)
+    subject.engine.unload(subject.classifier.name)
+    assert subject.classifier.name not in subject.engine.loaded()
+    subject.engine.unload("no such model")
+    subject.outputs(subject.classifier, [models.request("again", subject.classifier, "good")])
+    assert subject.classifier.name in subject.engine.loaded()
+
+
+def test_memory_is_estimated_from_the_weights(real: Subject) -> None:
+    # 22.7 million numbers of 4 bytes.
+    assert real.engine.estimate_memory_bytes(models.encoder_spec(dtype="fp32")) == pytest.approx(90.9e6, rel=0.01)
+
+
+def test_a_folder_without_a_model_is_a_load_error(real: Subject, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="holds no model"):
+        real.engine.load(models.folder_spec("nothing", "embedding", tmp_path))
+
+
+def test_a_model_trained_for_another_task_is_a_load_error(real: Subject) -> None:
+    spec = models.model_spec("not-a-classifier", "text-classification", str(models.encoder_spec().source))
+    with pytest.raises(ModelLoadError, match="was not trained for text-classification"):
+        real.engine.load(spec)
+
+
+@pytest.mark.engine
+# Property 4: ONNX conversion preserves model behavior
+@pytest.mark.property(4)
+def test_onnx_answers_as_pytorch_does() -> None:
+    onnx, pytorch = subject_named("onnx"), subject_named("pytorch")
+
+    @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.text(min_size=1).filter(lambda text: bool(text.strip())), min_size=1, max_size=6))
+    def check(texts: list[str]) -> None:
+        for ours, theirs in zip(onnx.embed(texts), pytorch.embed(texts), strict=True):
+            assert np.abs(ours - theirs).max() < 1e-4
+        requests = [models.request(str(index), onnx.classifier, text) for index, text in enumerate(texts)]
+        for ours, theirs in zip(
+            onnx.outputs(onnx.classifier, requests), pytorch.outputs(pytorch.classifier, requests), strict=True
+        ):
+            scores = [{one["label"]: one["score"] for one in answer["labels"]} for answer in (ours, theirs)]
+            assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+    check()
+    assert onnx.generate(PROMPTS, max_tokens=20) == pytorch.generate(PROMPTS, max_tokens=20)
+
+
+def cosine(first: Any, second: Any) -> float:
+    return float(np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+@cache
+def reference_embeddings() -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    folder = models.encoder_spec().source.local_folder()
+    return SentenceTransformer(str(folder), device="cpu").encode(list(models.SENTENCES))
+
+
+def counter_of_loads(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many models `engine` has really loaded since."""
+    if engine.name == "fake":
+        before = engine.loads
+        return lambda: engine.loads - before
+    loads: list[str] = []
+    original = engine._load
+    monkeypatch.setattr(engine, "_load", lambda spec: (loads.append(spec.name), original(spec))[1])
+    return lambda: len(loads)

@@ -1,0 +1,1 @@
+"""What runs on a schedule: keeping house, later watching and tuning."""
