@@ -45,7 +45,7 @@ def list_(invocation: Invocation, limit: int, as_json: bool) -> None:
     from muai_producers.cli.present import echo_json
 
     with _letters(invocation) as (_, letters):
-        shown = list(letters.list(limit))
+        shown = list(letters.newest(limit))
         total = len(letters)
     if as_json:
         for letter in shown:
@@ -110,7 +110,7 @@ def replay(invocation: Invocation, entries: tuple[str, ...], everything: bool) -
     _refuse_unclear(entries, everything)
     unreadable = 0
     with _letters(invocation) as (client, letters):
-        chosen = list(letters.list()) if everything else _found(letters, entries)
+        chosen = list(letters.newest()) if everything else _found(letters, entries)
         for letter in reversed(chosen):  # in the order in which they died
             if letter.request is None:
                 unreadable += 1

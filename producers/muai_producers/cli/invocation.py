@@ -49,7 +49,7 @@ class Invocation:
         if stack is None:
             return resolution.settings
         env = {name: value for name, value in self.env.items() if name not in BROKER_VARIABLES}
-        return resolve_file(None, env | stack.variables).settings
+        return resolve_file(None, {**env, **stack.variables}).settings
 
     @contextmanager
     def client(self) -> Iterator[InferenceClient]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ TASKS = ("text-generation", "chat", "embedding", "text-classification", "summari
 @pass_invocation
 def submit(
     invocation: Invocation,
+    /,
     model: str,
     text: str | None,
     path: Path | None,
@@ -59,7 +61,7 @@ def submit(
         if path is not None:
             failed = _submit_file(client, path, options, wait=wait, timeout_s=timeout_s, as_json=as_json)
         else:
-            content = click.get_text_stream("stdin").read() if text == "-" else text
+            content = sys.stdin.read() if text == "-" else text
             ids = client.submit_many([{**options, "inputs": content}])
             failed = _report(client, ids, wait=wait, timeout_s=timeout_s, as_json=as_json, with_id=False)
     if failed:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from muai_config.engines import ALL_ENGINES
-from muai_producers.cli.invocation import Invocation, home_folder, pass_invocation
+from muai_producers.cli.invocation import Invocation, pass_invocation
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -78,8 +77,8 @@ def _visible_gpus() -> Sequence[str]:
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        pynvml.nvmlInit()  # type: ignore[no-untyped-call]
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]  # type: ignore[no-untyped-call]
     except pynvml.NVMLError:
         return []
 
@@ -103,15 +102,4 @@ def control(invocation: Invocation, beat: bool, name: str | None) -> None:
     settings = invocation.settings
     from muai_workers.app import run_control
 
-    schedule_file: Path | None = None
-    if beat:
-        home = home_folder()
-        home.mkdir(parents=True, exist_ok=True)
-        schedule_file = home / "beat-schedule"
-    run_control(
-        settings,
-        name,
-        beat=beat,
-        schedule_file=None if schedule_file is None else str(schedule_file),
-        log_level=invocation.log_level,
-    )
+    run_control(settings, name, beat=beat, log_level=invocation.log_level)
