@@ -12,6 +12,7 @@ import msgspec
 from celery import Celery, signals
 from celery.worker.consumer import Consumer
 
+from muai_batching.transport import pin
 from muai_config.queues import engine_queue
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
@@ -37,8 +38,9 @@ class EngineConsumer(Consumer):
     """
 
     hub: Any
+    _flush_events: Any
 
-    def on_send_event_buffered(self) -> None:
+    def on_send_event_buffered(self) -> Any:
         """Called for each event, from any thread; the timer below sends them."""
 
     def register_with_event_loop(self, hub: Any) -> None:
@@ -122,6 +124,9 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
+        if settings.queue.broker_is_redis:
+            # The work has begun: should the connection break now, the message is not to go to another worker.
+            pin(task.request.properties["delivery_tag"])
         again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
         for part in again[1:]:
             task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
