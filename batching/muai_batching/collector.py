@@ -34,6 +34,9 @@ MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
+MARK_CHUNK = 500
+SHOWN_FROM_S = 0.1
+"""A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
 
 
 def policy_from(settings: Settings) -> BatchPolicy:
@@ -80,6 +83,7 @@ class Collector:
         self._monotonic_s = monotonic_s
         self._wall_s = wall_s
         self._outstanding: dict[str, int] = {}
+        self._took_s: dict[str, float] = {}
         self._refused: list[tuple[Answer | None, Handle]] = []
         self._routes: dict[BatchKey, NextAttempt] = {}
         self._unmarked: list[Waiting] = []
@@ -116,9 +120,10 @@ class Collector:
         self._outstanding = dict(view.outstanding)
         self._routes.clear()
 
-    def on_batch_done(self, engine: str, outstanding: int) -> None:
-        """A batch of the engine has finished; `outstanding` are left."""
+    def on_batch_done(self, engine: str, outstanding: int, took_s: float = 0.0) -> None:
+        """A batch of the engine has finished after `took_s`; `outstanding` are left."""
         self._outstanding[engine] = outstanding
+        self._took_s[engine] = took_s
 
     def tick(self) -> float | None:
         """Send what is due.
@@ -129,7 +134,6 @@ class Collector:
         try:
             self._settle_refused()
             more = self._send_due()
-            self._mark_received()
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
             return RETRY_S
@@ -143,6 +147,10 @@ class Collector:
         now_s = self._wall_s()
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
             self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+        try:
+            self._mark_received()
+        except redis.RedisError as error:
+            log.warning("could not show which requests wait: %s", error)
 
     def forget_all(self) -> None:
         """Drop everything held, unacknowledged: after a lost connection the broker delivers it again."""
@@ -234,16 +242,17 @@ class Collector:
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
         for batch in batches:
-            if self._outstanding.get(batch.engine, 0) > self.fleet.slots(batch.engine):
+            waits = self._outstanding.get(batch.engine, 0) > self.fleet.slots(batch.engine)
+            if waits and self._took_s.get(batch.engine, SHOWN_FROM_S) >= SHOWN_FROM_S:
                 info = {"batch_id": batch.id, "engine": batch.engine, "batch_size": len(batch.requests)}
                 self._store.mark(BATCHED, [request.id for request in batch.requests], info)
 
     def _mark_received(self) -> None:
-        """Show RECEIVED for what could not be sent in the turn in which it came."""
-        if self._unmarked:
-            waiting = [item.request.id for item in self._unmarked if item.queued]
-            self._unmarked = []
-            self._store.mark(RECEIVED, waiting)
+        """Show RECEIVED for what has waited since the last sweep: what leaves at once needs no such state."""
+        waiting = [item.request.id for item in self._unmarked if item.queued]
+        self._unmarked = []
+        for start in range(0, len(waiting), MARK_CHUNK):
+            self._store.mark(RECEIVED, waiting[start : start + MARK_CHUNK])
 
     # -- refusing ------------------------------------------------------------------------------------------------
 

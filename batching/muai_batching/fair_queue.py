@@ -81,10 +81,10 @@ class FairQueue:
 
     def peek(self, count: int) -> list[Waiting]:
         """The next `count` requests in order of service, which stay in the queue."""
-        if len(self._flows) == 1:
-            (flow,) = self._flows.values()
-            return [item for _, _, item in flow.waiting[:count]]
-        heads = [(max(self._virtual_time, flow.finish), flow.waiting[0][1], 0, flow) for flow in self._flows.values()]
+        busy = [flow for flow in self._flows.values() if flow.waiting]
+        if len(busy) == 1:
+            return [item for _, _, item in busy[0].waiting[:count]]
+        heads = [(max(self._virtual_time, flow.finish), flow.waiting[0][1], 0, flow) for flow in busy]
         heapq.heapify(heads)
         chosen: list[Waiting] = []
         while heads and len(chosen) < count:

@@ -23,7 +23,7 @@ class FleetWatcher:
     Args:
         client: a Redis client; used from this thread only.
         on_view: called with each new picture.
-        on_batch_done: called with an engine and its outstanding batches.
+        on_batch_done: called with an engine, its outstanding batches, and the seconds that the finished one took.
         Both are called from the watcher's thread.
     """
 
@@ -33,7 +33,7 @@ class FleetWatcher:
         store: Store,
         engines: Sequence[str],
         on_view: Callable[[FleetView], Any],
-        on_batch_done: Callable[[str, int], Any],
+        on_batch_done: Callable[[str, int, float], Any],
     ) -> None:
         self._client = client
         self._channel = store.keys.fleet_channel
@@ -78,9 +78,9 @@ class FleetWatcher:
 
     def _heard(self, notice: str) -> bool:
         """Act on a notice; False when it calls for a fresh look."""
-        kind, _, rest = notice.partition("\t")
+        kind, *rest = notice.split("\t")
         if kind != "done":
             return False
-        engine, _, outstanding = rest.partition("\t")
-        self._on_batch_done(engine, int(outstanding))
+        engine, outstanding, took_s = rest
+        self._on_batch_done(engine, int(outstanding), float(took_s))
         return True

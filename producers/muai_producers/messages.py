@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ from muai_producers.wire import InferenceRequest
 
 INFER_TASK = "muai.infer"
 RUN_BATCH_TASK = "muai.run_batch"
-_NO_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 def queue_for(priority: int) -> str:
@@ -23,27 +21,20 @@ def queue_for(priority: int) -> str:
 
 
 def task_headers(task: str, task_id: str, summary: str = "") -> dict[str, Any]:
-    """Headers of Celery's message protocol 2; `summary` is what Flower shows as the arguments."""
-    return {
-        "lang": "py",
-        "task": task,
-        "id": task_id,
-        "root_id": task_id,
-        "parent_id": None,
-        "group": None,
-        "retries": 0,
-        "eta": None,
-        "expires": None,
-        "timelimit": [None, None],
-        "argsrepr": "()",
-        "kwargsrepr": summary,
-        "ignore_result": True,
-    }
+    """Headers of Celery's message protocol 2, no more than their reader needs.
+
+    Args:
+        summary: for tasks that a worker executes, what Flower shows as their arguments.
+    """
+    headers: dict[str, Any] = {"lang": "py", "task": task, "id": task_id}
+    if summary:
+        headers |= {"root_id": task_id, "argsrepr": "()", "kwargsrepr": summary, "ignore_result": True}
+    return headers
 
 
 def task_body(kwargs: Any) -> bytes:
     """Body of Celery's message protocol 2: positional arguments, keyword arguments, canvas."""
-    return msgspec.json.encode(((), kwargs, _NO_EMBED))
+    return msgspec.json.encode(((), kwargs, {}))
 
 
 def redis_payload(headers: dict[str, Any], body: bytes, queue: str) -> bytes:
@@ -58,7 +49,7 @@ def redis_payload(headers: dict[str, Any], body: bytes, queue: str) -> bytes:
             "delivery_mode": 2,
             "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": 0,
-            "delivery_tag": str(uuid.uuid4()),
+            "delivery_tag": headers["id"],
         },
     }
     return msgspec.json.encode(envelope)
@@ -66,4 +57,4 @@ def redis_payload(headers: dict[str, Any], body: bytes, queue: str) -> bytes:
 
 def request_message(request: InferenceRequest) -> tuple[str, dict[str, Any], bytes]:
     """Queue, headers and body of a request's message."""
-    return queue_for(request.priority), task_headers(INFER_TASK, request.id, request.model), task_body(request)
+    return queue_for(request.priority), task_headers(INFER_TASK, request.id), task_body(request)

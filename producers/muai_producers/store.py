@@ -71,143 +71,182 @@ class StoreKeys:
 
 
 # A terminal state is recognised by the first bytes of the stored JSON, which every writer of ours begins with
-# "status": no decoding of what may be a large result.
+# "status": no decoding of what may be a large result. Calls are made for many keys at once where Redis allows it: a
+# call from a script costs more than the work that it does.
 _IS_TERMINAL = """
-local function is_terminal(key)
-  local head = redis.call('GETRANGE', key, 0, 12)
-  return head == '{"status":"SU' or head == '{"status":"FA' or head == '{"status":"RE' and
-    redis.call('GETRANGE', key, 11, 17) == 'REVOKED'
+local CHUNK = 1000
+local function is_terminal(meta)
+  if not meta then return false end
+  local head = string.sub(meta, 12, 14)
+  return head == 'SUC' or head == 'FAI' or head == 'REV'
 end
-local function release(inflight, load, id, delta)
-  local entry = redis.call('HGET', inflight, id)
-  if not entry then return end
-  redis.call('HDEL', inflight, id)
-  local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t')
-  delta['t:' .. tenant] = (delta['t:' .. tenant] or 0) - 1
-  delta['k:' .. tenant] = (delta['k:' .. tenant] or 0) - tonumber(tokens)
-  delta['m:' .. model] = (delta['m:' .. model] or 0) - 1
+local function in_chunks(list, call)
+  for first = 1, #list, CHUNK do call(first, math.min(first + CHUNK - 1, #list)) end
 end
-local function apply(load, delta)
-  for name, change in pairs(delta) do
+local function states_of(ids)
+  local metas = {}
+  in_chunks(ids, function(first, last)
+    local keys = {}
+    for i = first, last do keys[#keys + 1] = 'celery-task-meta-' .. ids[i] end
+    local found = redis.call('MGET', unpack(keys))
+    for i = 1, #found do metas[first + i - 1] = found[i] end
+  end)
+  return metas
+end
+"""
+_RELEASE = """
+local function add(tally, name, change) tally[name] = (tally[name] or 0) + change end
+local function release(inflight, load, ids)
+  local tally = {}
+  in_chunks(ids, function(first, last)
+    for _, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
+      if entry then
+        local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t')
+        add(tally, 't:' .. tenant, -1)
+        add(tally, 'k:' .. tenant, -tonumber(tokens))
+        add(tally, 'm:' .. model, -1)
+      end
+    end
+    redis.call('HDEL', inflight, unpack(ids, first, last))
+  end)
+  for name, change in pairs(tally) do
     if redis.call('HINCRBY', load, name, change) == 0 then redis.call('HDEL', load, name) end
   end
 end
 """
 
-# KEYS: inflight, load. ARGV: capacity, tenant_requests, tenant_tokens, model_requests (-1: unlimited), idem_ttl_s,
-# then six per request: id, tenant, model, tokens, idempotency key ('' for none), digest; then, when messages are
-# pushed here, two per request: list, payload.
-SUBMIT = (
-    _IS_TERMINAL
-    + """
+# KEYS: inflight, load. ARGV: capacity, tenant_requests, tenant_tokens, model_requests (-1:
+# unlimited), idempotency ttl_s, number of requests, '1' when messages are pushed here; then six per request: id,
+# tenant, model, tokens, idempotency key ('' for none), digest; then, when pushing, two per request: list, payload.
+# A call that was made before, and whose answer got lost, changes nothing: requests with an idempotency key are
+# recognised by it, and the others were all admitted or none, so that the first of them tells.
+SUBMIT = """
 local inflight, load = KEYS[1], KEYS[2]
-local capacity, tenant_requests, tenant_tokens, model_requests =
-  tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local now = redis.call('TIME')[1]
-local n, pushes = tonumber(ARGV[6]), ARGV[7] == '1'
-local first, first_push = 8, 8 + 6 * tonumber(ARGV[6])
-local fresh, answers, delta = 0, {}, {}
-local function over(limit, name, more)
-  return limit >= 0 and tonumber(redis.call('HGET', load, name) or '0') + more > limit
-end
-for i = 0, n - 1 do
-  local at = first + 6 * i
-  local id, tenant, model, tokens, idem, digest =
-    ARGV[at], ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4], ARGV[at + 5]
-  answers[i + 1] = id
-  local known = idem ~= '' and redis.call('GET', idem)
-  if known then
-    local known_id, known_digest = string.match(known, '^(.-)\\t(.*)$')
-    if known_digest ~= digest then return {'conflict', i, known_id} end
-    answers[i + 1] = known_id
-    ARGV[at] = ''
-  elseif idem ~= '' and delta['i:' .. idem] then
-    if delta['i:' .. idem][2] ~= digest then return {'conflict', i, delta['i:' .. idem][1]} end
-    answers[i + 1] = delta['i:' .. idem][1]
-    ARGV[at] = ''
-  elseif redis.call('HEXISTS', inflight, id) == 1 or redis.call('EXISTS', 'celery-task-meta-' .. id) == 1 then
-    ARGV[at] = ''  -- this very call has been here before: its answer was lost and the client asked again
-  else
-    fresh = fresh + 1
-    if idem ~= '' then delta['i:' .. idem] = {id, digest} end
-    delta['t:' .. tenant] = (delta['t:' .. tenant] or 0) + 1
-    delta['k:' .. tenant] = (delta['k:' .. tenant] or 0) + tokens
-    delta['m:' .. model] = (delta['m:' .. model] or 0) + 1
+local limits = {capacity = tonumber(ARGV[1]), t = tonumber(ARGV[2]), k = tonumber(ARGV[3]), m = tonumber(ARGV[4])}
+local n, pushes, first = tonumber(ARGV[6]), ARGV[7] == '1', 8
+local repeated = nil
+local function is_repeated(id)
+  if repeated == nil then
+    repeated = redis.call('HEXISTS', inflight, id) == 1 or redis.call('EXISTS', 'celery-task-meta-' .. id) == 1
   end
+  return repeated
 end
-if capacity >= 0 and redis.call('HLEN', inflight) + fresh > capacity then
-  return {'full', 'queue_capacity', '', capacity, redis.call('HLEN', inflight)}
-end
-for name, more in pairs(delta) do
-  local kind, of = string.sub(name, 1, 2), string.sub(name, 3)
-  if kind == 't:' and over(tenant_requests, name, more) then
-    return {'full', 'tenant_max_requests', of, tenant_requests, redis.call('HGET', load, name) or '0'}
-  elseif kind == 'k:' and over(tenant_tokens, name, more) then
-    return {'full', 'tenant_max_tokens', of, tenant_tokens, redis.call('HGET', load, name) or '0'}
-  elseif kind == 'm:' and over(model_requests, name, more) then
-    return {'full', 'model_max_requests', of, model_requests, redis.call('HGET', load, name) or '0'}
-  end
-end
-for i = 0, n - 1 do
-  local at = first + 6 * i
-  local id = ARGV[at]
-  if id ~= '' then
-    redis.call('HSET', inflight, id, ARGV[at + 1] .. '\\t' .. ARGV[at + 2] .. '\\t' .. ARGV[at + 3] .. '\\t' .. now)
-    if ARGV[at + 4] ~= '' then
-      redis.call('SET', ARGV[at + 4], id .. '\\t' .. ARGV[at + 5], 'EX', ARGV[5])
+local ids, fresh, tenants, tokens_of, models, keyed = {}, {}, {}, {}, {}, {}
+for i = 1, n do
+  local at = first + 6 * (i - 1)
+  local id, tenant, model, idem = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4]
+  ids[i] = id
+  local known = nil
+  if idem ~= '' then
+    local digest = ARGV[at + 5]
+    local record = keyed[idem] or redis.call('GET', idem)
+    if record then
+      local known_id, known_digest = string.match(record, '^(.-)\\t(.*)$')
+      if known_digest ~= digest then return {'conflict', i - 1, known_id} end
+      known = known_id
+      ids[i] = known_id
+    else
+      keyed[idem] = id .. '\\t' .. digest
     end
-    if pushes then redis.call('LPUSH', ARGV[first_push + 2 * i], ARGV[first_push + 2 * i + 1]) end
+  end
+  if not known and (idem ~= '' or not is_repeated(id)) then
+    fresh[#fresh + 1] = i
+    tenants[tenant] = (tenants[tenant] or 0) + 1
+    tokens_of[tenant] = (tokens_of[tenant] or 0) + tonumber(ARGV[at + 3])
+    models[model] = (models[model] or 0) + 1
   end
 end
-for name, more in pairs(delta) do
-  if string.sub(name, 1, 2) ~= 'i:' then redis.call('HINCRBY', load, name, more) end
+if #fresh == 0 then return {'ok', ids} end
+local in_flight = redis.call('HLEN', inflight)
+if limits.capacity >= 0 and in_flight + #fresh > limits.capacity then
+  return {'full', 'queue_capacity', '', limits.capacity, in_flight}
 end
-return {'ok', answers}
+local function refusal(kind, name, tally)
+  if limits[kind] < 0 then return nil end
+  for of, more in pairs(tally) do
+    local used = tonumber(redis.call('HGET', load, kind .. ':' .. of) or '0')
+    if used + more > limits[kind] then return {'full', name, of, limits[kind], used} end
+  end
+end
+local refused = refusal('t', 'tenant_max_requests', tenants) or refusal('k', 'tenant_max_tokens', tokens_of)
+  or refusal('m', 'model_max_requests', models)
+if refused then return refused end
+local now, entries, lists = redis.call('TIME')[1], {}, {}
+for _, i in ipairs(fresh) do
+  local at = first + 6 * (i - 1)
+  entries[#entries + 1] = ARGV[at]
+  entries[#entries + 1] = table.concat({ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now}, '\\t')
+  if pushes then
+    local push = first + 6 * n + 2 * (i - 1)
+    local payloads = lists[ARGV[push]]
+    if payloads then payloads[#payloads + 1] = ARGV[push + 1] else lists[ARGV[push]] = {ARGV[push + 1]} end
+  end
+end
+redis.call('HSET', inflight, unpack(entries))
+for list, payloads in pairs(lists) do redis.call('LPUSH', list, unpack(payloads)) end
+for tenant, more in pairs(tenants) do redis.call('HINCRBY', load, 't:' .. tenant, more) end
+for tenant, more in pairs(tokens_of) do redis.call('HINCRBY', load, 'k:' .. tenant, more) end
+for model, more in pairs(models) do redis.call('HINCRBY', load, 'm:' .. model, more) end
+for idem, record in pairs(keyed) do redis.call('SET', idem, record, 'EX', ARGV[5]) end
+return {'ok', ids}
 """
-)
 
 # KEYS: inflight, load, stats. ARGV: ttl_s, then three per request: id, encoded meta, reply channel ('' for none).
+# Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told of it.
 ANSWER = (
     _IS_TERMINAL
+    + _RELEASE
     + """
-local ttl, written, delta, refused = ARGV[1], {}, {}, 0
-local by_channel = {}
+local ttl, ids, keys = ARGV[1], {}, {}
 for i = 2, #ARGV, 3 do
-  local id, meta, channel = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local key = 'celery-task-meta-' .. id
-  if is_terminal(key) then
+  ids[#ids + 1] = ARGV[i]
+  keys[#keys + 1] = 'celery-task-meta-' .. ARGV[i]
+end
+local metas, written, done, refused, by_channel = states_of(ids), {}, {}, 0, {}
+local seen = {}
+for i, id in ipairs(ids) do
+  if seen[id] or is_terminal(metas[i]) then
     refused = refused + 1
-    written[#written + 1] = 0
+    written[i] = 0
   else
-    redis.call('SET', key, meta, 'EX', ttl)
-    redis.call('PUBLISH', key, meta)
-    release(KEYS[1], KEYS[2], id, delta)
+    seen[id] = true
+    written[i] = 1
+    done[#done + 1] = id
+    redis.call('SET', keys[i], ARGV[3 * i], 'EX', ttl)
+    local channel = ARGV[3 * i + 1]
     if channel ~= '' then
-      local ids = by_channel[channel]
-      if ids then ids[#ids + 1] = id else by_channel[channel] = {id} end
+      local told = by_channel[channel]
+      if told then told[#told + 1] = id else by_channel[channel] = {id} end
     end
-    written[#written + 1] = 1
   end
 end
-apply(KEYS[2], delta)
-for channel, ids in pairs(by_channel) do redis.call('PUBLISH', channel, table.concat(ids, '\\n')) end
+release(KEYS[1], KEYS[2], done)
+in_chunks(keys, function(first, last)
+  local counts = redis.call('PUBSUB', 'NUMSUB', unpack(keys, first, last))
+  for i = 2, #counts, 2 do
+    local at = first + i / 2 - 1
+    if counts[i] > 0 and written[at] == 1 then redis.call('PUBLISH', keys[at], ARGV[3 * at]) end
+  end
+end)
+for channel, told in pairs(by_channel) do redis.call('PUBLISH', channel, table.concat(told, '\\n')) end
 if refused > 0 then redis.call('HINCRBY', KEYS[3], 'duplicates_refused', refused) end
+redis.call('HINCRBY', KEYS[3], 'answered', #done)
 return written
 """
 )
 
-# KEYS: none. ARGV: ttl_s, encoded state without the task id, then the ids. Returns 1 per id that was not terminal.
+# KEYS: none. ARGV: ttl_s, encoded state without the task id ('' to look only), then the ids. Returns 1 per id that was
+# not terminal.
 MARK = (
     _IS_TERMINAL
     + """
+local ids = {}
+for i = 3, #ARGV do ids[#ids + 1] = ARGV[i] end
 local open = {}
-for i = 3, #ARGV do
-  local key = 'celery-task-meta-' .. ARGV[i]
-  if is_terminal(key) then
-    open[#open + 1] = 0
-  else
-    redis.call('SET', key, ARGV[2] .. ',"task_id":"' .. ARGV[i] .. '"}', 'EX', ARGV[1])
-    open[#open + 1] = 1
+for i, meta in ipairs(states_of(ids)) do
+  open[i] = is_terminal(meta) and 0 or 1
+  if open[i] == 1 and ARGV[2] ~= '' then
+    redis.call('SET', 'celery-task-meta-' .. ids[i], ARGV[2] .. ',"task_id":"' .. ids[i] .. '"}', 'EX', ARGV[1])
   end
 end
 return open
@@ -217,22 +256,21 @@ return open
 # KEYS: inflight, load. ARGV: ids. Undoes an admission whose message could not be published.
 RELEASE = (
     _IS_TERMINAL
+    + _RELEASE
     + """
-local delta = {}
-for i = 1, #ARGV do release(KEYS[1], KEYS[2], ARGV[i], delta) end
-apply(KEYS[2], delta)
+release(KEYS[1], KEYS[2], ARGV)
 return #ARGV
 """
 )
 
-
-# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, then two per batch that goes on
-# elsewhere: outstanding key, id.
+# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, seconds that it took, then two
+# per batch that goes on elsewhere: outstanding key, id.
 FINISH = """
-for i = 4, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
+for i = 5, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('PUBLISH', KEYS[3], 'done\\t' .. ARGV[2] .. '\\t' .. redis.call('ZCARD', KEYS[1]))
+local left = redis.call('ZCARD', KEYS[1])
+redis.call('PUBLISH', KEYS[3], table.concat({'done', ARGV[2], left, ARGV[4]}, '\\t'))
 """
 
 
@@ -370,23 +408,28 @@ class Store:
         }
         return [self.result_ttl_s, msgspec.json.encode(meta)[:-1], *request_ids]
 
-    def start_batch(self, batch_id: str, request_ids: Sequence[str], info: dict[str, Any]) -> tuple[list[bool], int]:
-        """Mark the requests of a batch STARTED, and count the start.
+    def start_batch(
+        self, batch_id: str, request_ids: Sequence[str], info: dict[str, Any] | None
+    ) -> tuple[list[bool], int]:
+        """Mark the requests of a batch STARTED, unless `info` is None, and count the start.
 
         Returns:
             for each request whether it is still to be answered, and how often the batch has been started and not
             finished, this time included.
         """
         pipe = self.client.pipeline(transaction=False)
-        # EVAL, not a registered script: redis-py asks in a round trip of its own whether a pipeline's scripts are there.
-        pipe.eval(MARK, 0, *self._mark_args(STARTED, request_ids, info))
+        # EVAL, not a registered script: redis-py spends a round trip on asking whether a pipeline's scripts are there.
+        args = [0, "", *request_ids] if info is None else self._mark_args(STARTED, request_ids, info)
+        pipe.eval(MARK, 0, *args)
         pipe.hincrby(self.keys.runs, batch_id, 1)
         flags, num_starts = pipe.execute()
         return [bool(flag) for flag in flags], int(num_starts)
 
-    def finish_batch(self, batch_id: str, engine: str, now_s: float, moved: Iterable[tuple[str, str]] = ()) -> None:
+    def finish_batch(
+        self, batch_id: str, engine: str, *, now_s: float, took_s: float, moved: Iterable[tuple[str, str]] = ()
+    ) -> None:
         """Free a batch's slot and tell the collectors; take a slot for each `(engine, id)` that goes on elsewhere."""
-        args: list[Any] = [batch_id, engine, now_s]
+        args: list[Any] = [batch_id, engine, now_s, round(took_s, 6)]
         for other_engine, moved_id in moved:
             args += (self.keys.outstanding(other_engine), moved_id)
         self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import models
 
+from muai_batching.routing import EngineState, next_attempt, resolve_chain
 from muai_producers.errors import EnginesExhaustedError
-from muai_workers.engines.chain import EngineState, next_attempt, resolve_chain
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import availability_report, detect
 from muai_workers.optimization_manager import OptimizationManager

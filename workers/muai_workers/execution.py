@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 log = logging.getLogger(__name__)
+SHOWN_FROM_S = 0.1
+"""STARTED is not written for a model whose batches take less: nobody would see it, and it costs as much as a result."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class BatchRunner:
         self._dead_letters = DeadLetters(store)
         self._relieve = relieve
         self._wall_s = wall_s
+        self._took_s: dict[str, float] = {}
+        """Of each model's last batch."""
 
     def run(self, batch: Batch) -> list[Batch]:
         """Run a batch.
@@ -107,8 +111,14 @@ class BatchRunner:
         else:
             again = self._execute(run) if run.requests else []
         self.writer.flush()
-        moved = [(part.engine, part.id) for part in again]
-        self._store.finish_batch(batch.id, batch.engine, self._wall_s(), moved)
+        self._took_s[batch.model] = took_s = time.monotonic() - run.run_started_s
+        self._store.finish_batch(
+            batch.id,
+            batch.engine,
+            now_s=self._wall_s(),
+            took_s=took_s,
+            moved=[(part.engine, part.id) for part in again],
+        )
         return again
 
     def close(self) -> None:
@@ -120,7 +130,9 @@ class BatchRunner:
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
         info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
-        wanted, num_starts = self._store.start_batch(batch.id, [request.id for request in batch.requests], info)
+        is_quick = self._took_s.get(batch.model, SHOWN_FROM_S) < SHOWN_FROM_S
+        ids = [request.id for request in batch.requests]
+        wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, now_s, time.monotonic())
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}

@@ -140,7 +140,7 @@ class Reaper:
         ghosts = [batch_id for batch_id, runs in zip(old, running, strict=True) if runs is None]
         if ghosts:
             self._client.zrem(key, *ghosts)
-            self._client.publish(self._store.keys.fleet_channel, f"done\t{engine}\t{self._client.zcard(key)}")
+            self._client.publish(self._store.keys.fleet_channel, f"done\t{engine}\t{self._client.zcard(key)}\t0")
         return len(ghosts)
 
     def _release_orphans(self) -> int:

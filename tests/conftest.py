@@ -1,0 +1,46 @@
+"""Fixtures that most tests with a state store share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from muai_config import Settings, build_settings
+from muai_producers.store import Store
+from tests.transport_support import OwnRedis, own_redis
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+    """A redis-server of this test run's own."""
+    folder: Path = tmp_path_factory.mktemp("redis")
+    with own_redis(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def clean_redis(redis_server: OwnRedis) -> OwnRedis:
+    redis_server.client.flushall()
+    return redis_server
+
+
+@pytest.fixture
+def store(clean_redis: OwnRedis) -> Store:
+    return Store(clean_redis.client)
+
+
+@pytest.fixture
+def muai_settings(clean_redis: OwnRedis) -> Settings:
+    """Broker and state store are this run's Redis; the models run on the fake engine."""
+    return build_settings(
+        {
+            "queue": {"broker_url": clean_redis.url},
+            "models": {
+                "noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
+                "two": {"task": "embedding", "source": "hub:none", "engines": ["fake", "pytorch"]},
+            },
+        },
+        {},
+    )

@@ -1,0 +1,175 @@
+"""An engine worker's run of one batch, on the fake engine: who is answered, with what, and who goes on elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.requests import a_request
+
+from muai_config import Settings, build_settings
+from muai_producers.errors import RequestCancelledError
+from muai_producers.fleet import Fleet, WorkerRecord
+from muai_producers.store import REVOKED, Store, failure_answer
+from muai_producers.wire import Batch
+from muai_workers.engines.fake import FakeEngine, FakeOptions
+from muai_workers.execution import BatchRunner, WorkerIdentity
+
+NOW_S = 1000.0
+
+
+class Bench:
+    """A runner on a fake engine."""
+
+    def __init__(self, store: Store, settings: Settings, **options: Any) -> None:
+        self.store = store
+        self.engine = FakeEngine(FakeOptions(**options))
+        self.runner = BatchRunner(settings, self.engine, store, WorkerIdentity("w1", "0"), wall_s=lambda: NOW_S)
+        for engine in ("pytorch", "fake"):
+            Fleet(store).announce(WorkerRecord(name=engine, engine=engine, slots=1))
+
+    def run(self, *texts: str, **batch: Any) -> list[Batch]:
+        requests = [
+            a_request(f"r{n}", model="two", text=text, **batch.pop("fields", {})) for n, text in enumerate(texts)
+        ]
+        return self.runner.run(a_batch(requests, **batch))
+
+    def states(self, count: int) -> list[str]:
+        return [meta["status"] if meta else "?" for meta in self.store.fetch([f"r{n}" for n in range(count)])]
+
+    def result(self, number: int) -> dict[str, Any]:
+        (meta,) = self.store.fetch([f"r{number}"])
+        assert meta is not None
+        found: dict[str, Any] = meta["result"]
+        return found
+
+
+def a_batch(requests: list[Any], **fields: Any) -> Batch:
+    values: dict[str, Any] = {"id": "b", "engine": "fake", "model": "two", "task": "embedding", "chain": ("pytorch",)}
+    return Batch(**{**values, "formed_at": NOW_S, **fields}, requests=requests)
+
+
+@pytest.fixture
+def make(store: Store, muai_settings: Settings) -> Iterator[Any]:
+    benches: list[Bench] = []
+
+    def make_bench(**options: Any) -> Bench:
+        benches.append(Bench(store, options.pop("settings", muai_settings), **options))
+        return benches[-1]
+
+    yield make_bench
+    for bench in benches:
+        bench.runner.close()
+
+
+def test_given_a_good_batch_then_each_request_is_answered_with_its_history(make: Any) -> None:
+    bench = make()
+    assert bench.run("a", "b", "c") == []
+    assert bench.states(3) == ["SUCCESS"] * 3
+    result = bench.result(1)
+    assert (result["engine_used"], result["batch_size"]) == ("fake", 3)
+    assert result["metadata"]["worker"] == "w1"
+    assert result["metadata"]["batch_id"] == "b"
+    assert result["metadata"]["attempts"] == []
+    assert bench.store.client.zcard(bench.store.keys.outstanding("fake")) == 0
+    assert not bench.store.client.exists(bench.store.keys.runs)
+
+
+def test_given_one_poisonous_request_of_32_then_31_succeed_and_it_alone_goes_on(make: Any) -> None:
+    bench = make()
+    texts = [f"text {n}" for n in range(32)]
+    texts[17] = "POISON"
+    (moved,) = bench.run(*texts)
+    assert [request.id for request in moved.requests] == ["r17"]
+    assert moved.engine == "pytorch"
+    assert [attempt.engine for attempt in moved.attempts] == ["fake"]
+    states = bench.states(32)
+    assert states.pop(17) == "RETRY"
+    assert states == ["SUCCESS"] * 31
+
+
+def test_given_the_chain_is_spent_then_failure_names_every_attempt_and_a_dead_letter_is_kept(make: Any) -> None:
+    bench = make()
+    assert bench.run("POISON", chain=()) == []
+    assert bench.states(1) == ["FAILURE"]
+    error = bench.result(0)
+    assert error["exc_type"] == "EnginesExhaustedError"
+    assert [attempt["engine"] for attempt in error["exc_message"][1]["attempts"]] == ["fake"]
+    assert bench.store.client.xlen(bench.store.keys.dead) == 1
+
+
+def test_given_the_model_cannot_be_loaded_then_all_go_to_the_next_engine_and_this_one_cools_down(make: Any) -> None:
+    bench = make(fail_to_load=("two",))
+    (moved,) = bench.run("a", "b")
+    assert [request.id for request in moved.requests] == ["r0", "r1"]
+    assert moved.attempts[0].error["code"] == "model_load_failed"
+    assert ("fake", "two") in Fleet(bench.store).view(["fake"]).cooling
+
+
+def test_given_no_fallback_then_the_engines_own_error_is_the_answer(make: Any, clean_redis: Any) -> None:
+    document = {
+        "queue": {"broker_url": clean_redis.url},
+        "optimization": {"fallback_on_error": False},
+        "models": {"two": {"task": "embedding", "source": "hub:none", "engines": ["fake", "pytorch"]}},
+    }
+    bench = make(settings=build_settings(document, {}))
+    assert bench.run("POISON") == []
+    assert bench.result(0)["exc_type"] == "InferenceFailedError"
+
+
+def test_given_a_request_error_then_it_fails_by_itself_and_goes_nowhere_else(make: Any) -> None:
+    bench = make()
+    assert bench.run("fine", "BAD") == []
+    assert bench.states(2) == ["SUCCESS", "FAILURE"]
+    assert bench.store.client.xlen(bench.store.keys.dead) == 0
+
+
+def test_given_cancelled_answered_or_expired_requests_then_they_never_reach_the_engine(make: Any) -> None:
+    bench = make()
+    bench.store.answer([failure_answer("r0", RequestCancelledError("cancelled"), state=REVOKED)])
+    requests = [
+        a_request("r0", model="two"),
+        a_request("r1", model="two", deadline=999.0),
+        a_request("r2", model="two"),
+    ]
+    bench.runner.run(a_batch(requests))
+    assert bench.states(3) == ["REVOKED", "FAILURE", "SUCCESS"]
+    assert bench.result(1)["code"] == "deadline_exceeded"
+    assert bench.result(2)["batch_size"] == 1
+
+
+def test_given_out_of_memory_then_halves_run_and_all_succeed(make: Any) -> None:
+    bench = make(out_of_memory_above=3)
+    assert bench.run(*[f"t{n}" for n in range(16)]) == []
+    assert bench.states(16) == ["SUCCESS"] * 16
+
+
+def test_given_a_worker_died_with_the_batch_then_its_requests_run_alone(make: Any) -> None:
+    bench = make()
+    bench.store.start_batch("b", ["r0", "r1"], {})
+    alone = bench.run("a", "b")
+    assert [[request.id for request in part.requests] for part in alone] == [["r0"], ["r1"]]
+    assert {(part.engine, part.deaths, part.chain) for part in alone} == {("fake", 1, ("pytorch",))}
+
+
+def test_given_a_request_that_died_alone_too_often_then_it_is_a_dead_letter(make: Any) -> None:
+    bench = make()
+    bench.store.start_batch("b", ["r0"], {})
+    assert bench.run("a", deaths=2) == []
+    assert bench.result(0)["exc_type"] == "PoisonedRequestError"
+    assert bench.store.client.xlen(bench.store.keys.dead) == 1
+
+
+def test_given_it_died_once_with_others_and_one_death_is_the_limit_then_it_still_gets_a_try_alone(
+    make: Any, clean_redis: Any
+) -> None:
+    document = {
+        "queue": {"broker_url": clean_redis.url, "max_deliveries": 1},
+        "models": {"two": {"task": "embedding", "source": "hub:none", "engines": ["fake"]}},
+    }
+    bench = make(settings=build_settings(document, {}))
+    bench.store.start_batch("b", ["r0", "r1"], {})
+    for part in bench.run("a", "b"):
+        bench.runner.run(part)
+    assert bench.states(2) == ["SUCCESS", "SUCCESS"]
