@@ -24,8 +24,8 @@ class Question:
 
 QUESTIONS = (
     Question(
-        "How do bees tell one another where to find food?",
-        "A honeybee that has found flowers dances on the comb to show her sisters the way.",
+        "Why does the moon look different from one week to the next?",
+        "The moon shows phases because we see a changing share of its sunlit half.",
     ),
     Question(
         "Why does my bread dough stay flat?",

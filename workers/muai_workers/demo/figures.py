@@ -19,6 +19,8 @@ class Figures:
     batches: int
     engines: Mapping[str, int]
     """Requests that each engine served."""
+    mean_attempts: float
+    """Engines that a request met, the one that served it included."""
     failed_attempts: Mapping[tuple[str, str], int]
     """Requests by engine that did not serve them and its error's code."""
     p50_ms: float
@@ -36,13 +38,10 @@ class Figures:
         return ", ".join(f"{engine} {count}" for engine, count in sorted(self.engines.items()))
 
     def describe_attempts(self) -> str:
-        """What was tried before, by engine and error."""
-        if not self.failed_attempts:
-            return "1"
-        tried = ", ".join(
-            f"{engine}: {code} x{count}" for (engine, code), count in sorted(self.failed_attempts.items())
+        """What was tried before, by engine and error; '' when nothing was."""
+        return "; ".join(
+            f"{engine} {code} for {number}" for (engine, code), number in sorted(self.failed_attempts.items())
         )
-        return f"2 ({tried})" if len({engine for engine, _ in self.failed_attempts}) == 1 else tried
 
 
 def count(title: str, results: Sequence[InferenceResult]) -> Figures:
@@ -56,6 +55,7 @@ def count(title: str, results: Sequence[InferenceResult]) -> Figures:
         requests=len(results),
         batches=len({result.metadata["batch_id"] for result in results}),
         engines=Counter(result.engine_used for result in results),
+        mean_attempts=1 + attempts.total() / len(results) if results else 0.0,
         failed_attempts=attempts,
         p50_ms=percentile(latencies, 0.50),
         p95_ms=percentile(latencies, 0.95),

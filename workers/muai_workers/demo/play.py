@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -35,18 +36,35 @@ SHOWN_LINES = 40
 Vectors = Sequence[Sequence[float]]
 
 
+@dataclass(frozen=True)
+class Teller:
+    """Says what happens, and when."""
+
+    out: Console
+    started_s: float
+
+    def step(self, text: str) -> None:
+        """What happens now, with the seconds that have passed."""
+        self.out.print(
+            f"[dim]{time.monotonic() - self.started_s:4.0f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
+
+
 def play(out: Console) -> int:
     """Run the demonstration; returns the exit status: 0 when everything was as claimed."""
     started_s = time.monotonic()
     log = RecordingConsole()
     try:
         with tempfile.TemporaryDirectory(prefix="muai-demo-") as folder:
-            figures, unmet = _course(out, Path(folder), log)
+            figures, unmet = _course(Teller(out, started_s), Path(folder), log)
     except (DemoError, MuaiError) as error:
         out.print("\n".join(["the last lines of the processes:", *list(log.lines)[-SHOWN_LINES:]]), markup=False)
         out.print(f"[red]the demonstration failed:[/red] {error}")
         return 1
     out.print(figures_table(figures))
+    for one in figures:
+        if one.failed_attempts:
+            out.print(f"   attempts that failed, {one.title}: {one.describe_attempts()}", highlight=False)
     for claim in unmet:
         out.print(f"[red]not as claimed:[/red] {claim}")
     if not unmet:
@@ -55,30 +73,30 @@ def play(out: Console) -> int:
     return 1 if unmet else 0
 
 
-def _course(out: Console, folder: Path, log: RecordingConsole) -> tuple[list[Figures], list[str]]:
+def _course(tell: Teller, folder: Path, log: RecordingConsole) -> tuple[list[Figures], list[str]]:
     sentences = load_sentences()
     texts = [sentence.text for sentence in sentences]
     unmet: list[str] = []
-    out.print("[bold]1. Starting[/bold] a Redis, a batch collector, an ONNX and a PyTorch worker, a control worker …")
+    tell.step("[bold]1. Starting[/bold] a Redis, a batch collector, an ONNX and a PyTorch worker, a control worker …")
     with stage(folder, log) as playing:
-        _prepare(out, folder, playing)
-        out.print(f"[bold]2. {NUM_PRODUCERS} producers submit {len(texts)} sentences[/bold] to {SENTENCE_MODEL} …")
+        _prepare(tell, folder, playing)
+        tell.step(f"[bold]2. {NUM_PRODUCERS} producers submit {len(texts)} sentences[/bold] to {SENTENCE_MODEL} …")
         first = playing.results(playing.produce(texts))
         vectors = [result.outputs["embedding"] for result in first]
-        out.print("[bold]3. A search by meaning[/bold] over the vectors answers three questions:")
+        tell.step("[bold]3. A search by meaning[/bold] over the vectors answers three questions:")
         asked = playing.results(
             playing.client.submit_many([{"model": SENTENCE_MODEL, "inputs": one.text} for one in QUESTIONS])
         )
-        unmet += show_answers(out, texts, vectors, [result.outputs["embedding"] for result in asked])
-        out.print(f"[bold]4. {len(PROMPTS)} texts are generated[/bold] by the small model …")
+        unmet += show_answers(tell.out, texts, vectors, [result.outputs["embedding"] for result in asked])
+        tell.step(f"[bold]4. {len(PROMPTS)} texts are generated[/bold] by the small model …")
         generated = _generate(playing)
-        unmet += show_texts(out, generated)
-        out.print("[bold]5. The ONNX engine is made to fail[/bold]: its worker is killed, its models' folder is gone …")
+        unmet += show_texts(tell.out, generated)
+        tell.step("[bold]5. The ONNX engine is made to fail[/bold]: its worker is killed, its models' folder is gone …")
         playing.break_onnx()
-        out.print("   the worker was started again; the same sentences once more …")
+        tell.step("   the worker was started again; the same sentences once more …")
         again = playing.results(playing.produce(texts))
         unmet += check_fallback(vectors, again)
-        out.print("[bold]6. Stopping[/bold] everything …")
+        tell.step("[bold]6. Stopping[/bold] everything …")
     figures = [
         count("sentences", first),
         count("questions", asked),
@@ -88,13 +106,13 @@ def _course(out: Console, folder: Path, log: RecordingConsole) -> tuple[list[Fig
     return figures, unmet + check_batches(figures)
 
 
-def _prepare(out: Console, folder: Path, playing: Stage) -> None:
+def _prepare(tell: Teller, folder: Path, playing: Stage) -> None:
     """Build the small model while the workers start, then have both models loaded, one of them converted."""
     from muai_workers.models.tiny import build_tiny_causal
 
     build_tiny_causal(folder / TEXT_MODEL)
     playing.wait_for_workers()
-    out.print("   loading the models, converting the sentence encoder to ONNX and comparing it with the original …")
+    tell.step("   loading the models, converting the sentence encoder to ONNX and comparing it with the original …")
     warming = [(SENTENCE_MODEL, "warm up"), (TEXT_MODEL, "warm up")]
     playing.results(playing.client.submit_many([{"model": model, "inputs": text} for model, text in warming]))
 
@@ -109,10 +127,10 @@ def show_answers(out: Console, texts: Sequence[str], vectors: Vectors, questions
     """Print the best sentences for each question; returns what is not as claimed."""
     unmet = []
     for question, vector in zip(QUESTIONS, questions, strict=True):
-        out.print(f"   [italic]{question.text}[/italic]")
+        out.print(f"        [italic]{question.text}[/italic]")
         best = nearest(vector, vectors, SHOWN_ANSWERS)
         for score, index in best:
-            out.print(f"     {score:.3f}  {texts[index]}", highlight=False)
+            out.print(f"          {score:.3f}  {texts[index]}", highlight=False, soft_wrap=True)
         if question.answer not in [texts[index] for _, index in best]:
             unmet.append(f"the answer to {question.text!r} is not among the {SHOWN_ANSWERS} nearest sentences")
     return unmet
@@ -121,9 +139,9 @@ def show_answers(out: Console, texts: Sequence[str], vectors: Vectors, questions
 def show_texts(out: Console, results: Sequence[InferenceResult]) -> list[str]:
     """Print a few of the texts; returns what is not as claimed."""
     for prompt, result in list(zip(PROMPTS, results, strict=True))[:SHOWN_TEXTS]:
-        text = Text(f"     {prompt}")
+        text = Text(f"          {prompt}")
         text.append(result.outputs["text"].replace("\n", " "), style="dim")
-        out.print(text)
+        out.print(text, soft_wrap=True)
     empty = sum(not result.metadata["usage"]["output_tokens"] for result in results)
     return [f"{empty} of the generations have no tokens"] if empty else []
 
@@ -161,8 +179,8 @@ def check_batches(figures: Sequence[Figures]) -> list[str]:
 def figures_table(figures: Sequence[Figures]) -> Table:
     """The table that closes the demonstration."""
     table = Table(title="What was served")
-    for heading in ("step", "requests", "batches", "mean batch size", "engine", "attempts", "p50 ms", "p95 ms"):
-        numeric = heading not in ("step", "engine", "attempts")
+    for heading in ("step", "requests", "batches", "mean size", "engine", "attempts", "p50 ms", "p95 ms"):
+        numeric = heading not in ("step", "engine")
         table.add_column(heading, justify="right" if numeric else "left")
     for one in figures:
         table.add_row(
@@ -171,7 +189,7 @@ def figures_table(figures: Sequence[Figures]) -> Table:
             str(one.batches),
             f"{one.mean_batch_size:.1f}",
             one.describe_engines(),
-            one.describe_attempts(),
+            f"{one.mean_attempts:.1f}",
             f"{one.p50_ms:.0f}",
             f"{one.p95_ms:.0f}",
         )

@@ -204,8 +204,10 @@ def stage(folder: Path, console: RecordingConsole) -> Iterator[Stage]:
         try:
             yield playing
         except BaseException:
+            client.close()
             playing.stop(at_once=True)
             raise
+        client.close()  # before its Redis goes
         playing.stop(at_once=False)
         if playing.status != 0:
             raise DemoError(f"the installation stopped with exit status {playing.status}")
