@@ -91,6 +91,8 @@ def test_given_acks_and_nobody_polling_when_a_moment_passes_then_redis_knows_of_
         wait_until(lambda: num_claims(server) == 0, timeout_s=1.0)
 
 
+# Forgetting a connection leaves it to the collector to close its sockets, which warns of it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_given_a_connection_that_is_forgotten_when_collected_then_its_messages_go_back(server: OwnRedis) -> None:
     connection = connect(server.url, lease_ttl_s=0.4)
     publish(connection, "q", 1, 2)
