@@ -26,6 +26,9 @@ CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
 FLUSH_AT = 256
 
+#: Pause between two questions to a Redis that does not answer.
+ASK_AGAIN_S = 0.2
+
 _tags = TagSource()
 
 
@@ -57,6 +60,7 @@ class Ledger:
         self._tags = tags
         self._io_lock = threading.RLock()
         self._registered = False
+        self._ended = threading.Event()
         self._must_recover = False
         self._abandoned: deque[Holder] = deque()
         self._uncertain: set[tuple[int, ...]] = set()
@@ -244,14 +248,15 @@ class Ledger:
     def pin(self, tag: int) -> bool:
         """The message's work begins: from now on neither a lost connection nor a closed channel returns it.
 
-        False when the claim is not ours any more: the work must not begin. A process that was stopped for a while
-        asks Redis first whether it has been given up.
-
-        Raises:
-            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: cannot ask; call again.
+        False when the claim is not ours any more: the work must not begin. A process that was stopped for a while,
+        or cut off, asks Redis first whether it has been given up, and waits for the answer as long as it takes.
         """
-        if self._clock() - self._known_alive_s > self.lease_ttl_s / 2:
-            self.beat()
+        while self._clock() - self._known_alive_s > self.lease_ttl_s / 2:
+            try:
+                self.beat()
+            except CONNECTION_ERRORS:
+                if self._ended.wait(ASK_AGAIN_S):
+                    return False
         return self.book.pin(tag)
 
     def unpin(self, tag: int) -> None:
@@ -307,6 +312,7 @@ class Ledger:
 
     def end(self) -> None:
         """The process ends: everything still held goes back at once, pinned or not."""
+        self._ended.set()
         self.flush()
         if not self._registered:
             return
