@@ -58,7 +58,11 @@ class OwnRedis:
     def start(self) -> None:
         self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         with redis.Redis(port=self.port) as client:
-            wait_until(lambda: _answers(client), what="redis-server")
+            try:
+                wait_until(lambda: _answers(client), what="redis-server")
+            except AssertionError:
+                self.kill()
+                raise
 
     def kill(self) -> None:
         self.process.kill()
@@ -155,6 +159,7 @@ class TcpProxy:
         self._armed: tuple[bytes, str] | None = None
         self.sprung = threading.Event()
         self._closed = threading.Event()
+        self._cut = False
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -202,6 +207,8 @@ class TcpProxy:
 
     def close(self) -> None:
         self._closed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread
         self._listener.close()
         for thread in self._threads:
             thread.join(timeout=2)

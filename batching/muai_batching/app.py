@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -14,6 +13,7 @@ from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
+from muai_batching.serving import serve
 from muai_batching.watcher import FleetWatcher
 from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
@@ -157,10 +157,8 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
     Args:
         name: the worker's name in Flower; made from the host and process id where None.
     """
-    hostname = f"{name or f'collector-{os.getpid()}'}@{socket.gethostname()}"
-    argv = ["worker", "--pool", "solo", "--queues", ",".join(REQUEST_QUEUES), "--hostname", hostname]
-    argv += ["--loglevel", log_level, "--without-gossip", "--without-mingle", "--task-events"]
-    create_app(settings).worker_main(argv)
+    name = name or f"collector-{os.getpid()}"
+    serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
 
 
 def __getattr__(name: str) -> Any:

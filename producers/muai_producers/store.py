@@ -116,8 +116,8 @@ end
 """
 
 # KEYS: inflight, load. ARGV: capacity, tenant_requests, tenant_tokens, model_requests (-1:
-# unlimited), idempotency ttl_s, number of requests, '1' when messages are pushed here; then six per request: id, tenant,
-# model, tokens, idempotency key ('' for none), digest; then, when pushing, two per request: list, payload.
+# unlimited), idempotency ttl_s, number of requests, '1' when messages are pushed here; then six per request: id,
+# tenant, model, tokens, idempotency key ('' for none), digest; then, when pushing, two per request: list, payload.
 # A call that was made before, and whose answer got lost, changes nothing: requests with an idempotency key are
 # recognised by it, and the others were all admitted or none, so that the first of them tells.
 SUBMIT = """

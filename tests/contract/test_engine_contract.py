@@ -286,6 +286,18 @@ def test_a_model_is_loaded_once_under_eight_threads(name: str, monkeypatch: pyte
     assert subject.engine.loaded().count(spec.name) == 1
 
 
+def test_threads_share_an_engine_without_touching_each_other(subject: Subject) -> None:
+    texts = [models.SENTENCES[index:] + models.SENTENCES[:index] for index in range(6)]
+    alone = [subject.embed(batch) for batch in texts]
+    written = [subject.generate([prompt], max_tokens=8) for prompt in PROMPTS]
+    with ThreadPoolExecutor(6) as threads:
+        embedded = threads.map(subject.embed, texts)
+        generated = threads.map(lambda prompt: subject.generate([prompt], max_tokens=8), PROMPTS)
+        for expected, vectors in zip(alone, embedded, strict=True):
+            assert np.allclose(vectors, expected, atol=1e-5)
+        assert list(generated) == written
+
+
 def test_an_unloaded_model_is_gone_and_comes_back_when_asked_for(subject: Subject) -> None:
     subject.engine.load(subject.classifier)
     subject.engine.unload(subject.classifier.name)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
+from muai_batching.serving import serve
 from muai_config import celery_settings, load_settings
 from muai_config.queues import CONTROL, WORKFLOW, engine_queue
 
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_config.engines import EngineName
-
-WORKER_OPTIONS = ("--without-gossip", "--without-mingle", "--task-events")
 
 
 def create_engine_app(settings: Settings, engine: EngineName, name: str) -> Celery:
@@ -52,12 +49,8 @@ def run_engine_worker(
         name: the worker's name in Flower and in results; made from the engine and process id where None.
     """
     name = name or f"{engine}-{os.getpid()}"
-    if log_level.upper() == "INFO":
-        # Two lines for each batch would drown what an operator looks for; batches show in Flower and in the metrics.
-        for chatty in ("celery.worker.strategy", "celery.app.trace"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-    argv = ["worker", "--pool", "threads", "--queues", engine_queue(engine), "--hostname", f"{name}@{_host()}"]
-    create_engine_app(settings, engine, name).worker_main([*argv, "--loglevel", log_level, *WORKER_OPTIONS])
+    app = create_engine_app(settings, engine, name)
+    serve(app, name=name, queues=[engine_queue(engine)], pool="threads", log_level=log_level)
 
 
 def run_control(
@@ -72,16 +65,14 @@ def run_control(
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
     """
-    hostname = f"{name or f'control-{os.getpid()}'}@{_host()}"
-    argv = ["worker", "--pool", "threads", "--queues", f"{CONTROL},{WORKFLOW}", "--hostname", hostname]
-    argv += ["--loglevel", log_level, *WORKER_OPTIONS]
-    if beat:
-        argv.append("--beat")
-    create_control_app(settings).worker_main(argv)
-
-
-def _host() -> str:
-    return socket.gethostname()
+    serve(
+        create_control_app(settings),
+        name=name or f"control-{os.getpid()}",
+        queues=[CONTROL, WORKFLOW],
+        pool="threads",
+        log_level=log_level,
+        options=["--beat"] if beat else [],
+    )
 
 
 def __getattr__(name: str) -> Any:

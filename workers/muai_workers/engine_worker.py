@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals
+from celery.worker.consumer import Consumer
 
+from muai_batching.transport import pin
 from muai_config.queues import engine_queue
 from muai_producers.connections import state_client
-from muai_producers.errors import MuaiError
+from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.store import Store
@@ -27,6 +29,24 @@ if TYPE_CHECKING:
     from muai_config.engines import EngineName
 
 log = logging.getLogger(__name__)
+EVENTS_EVERY_S = 0.1
+
+
+class EngineConsumer(Consumer):
+    """A Celery consumer that sends its task events together, ten times a second, rather than at every turn of its
+    loop: at hundreds of small batches a second they would cost more than the batches.
+    """
+
+    hub: Any
+    _flush_events: Any
+
+    def on_send_event_buffered(self) -> Any:
+        """Called for each event, from any thread; the timer below sends them."""
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called by Celery at each start of the event loop."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 
 
 class EngineWorker:
@@ -43,8 +63,6 @@ class EngineWorker:
         self.engine = create_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
-            from muai_producers.errors import EngineUnavailableError
-
             raise EngineUnavailableError(availability.reason, {"engine": engine})
         self._device = availability.reason
         store = Store(
@@ -101,10 +119,14 @@ class EngineWorker:
 def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> None:
     """Give `app` the batch task, and make the engine when the app's worker starts."""
     held: list[EngineWorker] = []
+    app.conf.worker_consumer = EngineConsumer
 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
+        if settings.queue.broker_is_redis:
+            # The work has begun: should the connection break now, the message is not to go to another worker.
+            pin(task.request.properties["delivery_tag"])
         again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
         for part in again[1:]:
             task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)

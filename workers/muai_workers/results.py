@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import redis
 
@@ -24,43 +25,46 @@ class ResultWriter:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: list[Answer] = []
-        self._num_open = 0
-        self._changed = threading.Condition()
+        self._is_writing = False
         self._closed = False
+        lock = threading.Lock()
+        self._work = threading.Condition(lock)
+        self._done = threading.Condition(lock)
         self._thread = threading.Thread(target=self._write_all, name="muai-answers", daemon=True)
         self._thread.start()
 
     def write(self, answer: Answer) -> None:
         """Hand over an answer; returns at once."""
-        with self._changed:
+        with self._work:
             self._waiting.append(answer)
-            self._num_open += 1
-            self._changed.notify_all()
+            if len(self._waiting) == 1 and not self._is_writing:
+                self._work.notify()
 
     def flush(self) -> None:
         """Return once everything handed over is written."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._num_open == 0 or self._closed)
+        with self._done:
+            self._done.wait_for(lambda: self._closed or not (self._waiting or self._is_writing))
 
     def close(self) -> None:
         """Write what is left, and end."""
         self.flush()
-        with self._changed:
+        with self._work:
             self._closed = True
-            self._changed.notify_all()
+            self._work.notify()
         self._thread.join(timeout=5.0)
 
     def _write_all(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+            with self._work:
+                self._is_writing = False
+                if not self._waiting:
+                    self._done.notify_all()
+                self._work.wait_for(lambda: bool(self._waiting) or self._closed)
                 if self._closed:
                     return
                 answers, self._waiting = self._waiting[:MAX_PER_WRITE], self._waiting[MAX_PER_WRITE:]
+                self._is_writing = True
             self._write(answers)
-            with self._changed:
-                self._num_open -= len(answers)
-                self._changed.notify_all()
 
     def _write(self, answers: list[Answer]) -> None:
         warned = False
@@ -72,5 +76,4 @@ class ResultWriter:
                 if not warned:
                     log.warning("the state store does not take results: %s; holding %d", error, len(answers))
                     warned = True
-                with self._changed:
-                    self._changed.wait(RETRY_S)
+                time.sleep(RETRY_S)

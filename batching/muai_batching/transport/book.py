@@ -104,7 +104,7 @@ class ClaimBook:
 
     def pin(self, tag: int) -> bool:
         with self._lock:
-            if not self._is_held(tag):
+            if not self.is_held(tag):
                 return False
             self._pinned.add(tag)
             return True
@@ -115,8 +115,9 @@ class ClaimBook:
             self._pinned.discard(tag)
             return self._orphans.pop(tag, self) is None
 
-    def _is_held(self, tag: int) -> bool:
-        return tag in self._orphans or any(tag in holder.tags for holder in self._holders)
+    def is_held(self, tag: int) -> bool:
+        with self._lock:
+            return tag in self._orphans or any(tag in holder.tags for holder in self._holders)
 
     def holds(self, holder: Holder, tags: Iterable[int]) -> bool:
         """Whether all of `tags` are this process's, for `holder` or orphaned."""

@@ -27,6 +27,17 @@ COMMAND_TIMEOUT_S = 5.0
 Reply = list[Any]
 
 
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Calls a method while its object lives: the ledger must not keep a forgotten connection alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if (alive := reference()) is not None:
+            alive()
+
+    return call
+
+
 class QoS(stock.QoS):  # type: ignore[misc]
     """Prefetch limit and acknowledgements, kept by the ledger."""
 
@@ -106,7 +117,7 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
     def holder(self) -> Holder:
         if self._holder is None:
             self.connection.cycle.enable_wake()
-            self._holder = holder = self.ledger.open(self.connection.cycle.wake)
+            self._holder = holder = self.ledger.open(_weakly(self.connection.cycle.wake))
             weakref.finalize(self, self.ledger.abandon, holder).atexit = False
         return self._holder
 

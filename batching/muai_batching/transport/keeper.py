@@ -27,24 +27,23 @@ ACK_GATHER_S = 0.005
 class Keeper:
     """Beats for a ledger, flushes its acks, watches the other consumers. Its thread ends when nothing is left to do."""
 
-    def __init__(self, ledger: Ledger, lease_ttl_s: float) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.lease_ttl_s = lease_ttl_s
         self._nudged = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._observer = LeaseObserver(lease_ttl_s)
+        self._observer = LeaseObserver(ledger.lease_ttl_s)
         ledger.nudge = self._nudged.set
         ledger.on_registered = self._start
 
     def _start(self) -> None:
         self._stopping.clear()
-        self._observer = LeaseObserver(self.lease_ttl_s)
+        self._observer = LeaseObserver(self.ledger.lease_ttl_s)
         self._thread = threading.Thread(target=self._run, name="muai-lease", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        interval_s = self.lease_ttl_s / 4
+        interval_s = self.ledger.lease_ttl_s / 4
         next_beat_s = time.monotonic()
         idle_beats = 0
         while not self._stopping.is_set():
@@ -105,7 +104,7 @@ def ledger_for(
     with _registry_lock:
         keeper = _keepers.get(identity)
         if keeper is None:
-            keeper = Keeper(Ledger(ClaimStore(connect(), StateKeys(prefix))), lease_ttl_s)
+            keeper = Keeper(Ledger(ClaimStore(connect(), StateKeys(prefix)), lease_ttl_s=lease_ttl_s))
             _keepers[identity] = keeper
         return keeper.ledger
 
@@ -141,7 +140,7 @@ def pin(tag: int) -> bool:
 
     Inside a Celery task the tag is `self.request.properties["delivery_tag"]`.
     """
-    return any(ledger.pin(tag) for ledger in ledgers())
+    return any(ledger.book.is_held(tag) and ledger.pin(tag) for ledger in ledgers())
 
 
 def unpin(tag: int) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -42,8 +43,17 @@ class Ledger:
     `nudge` is called when something is due that no caller waits for: acks to flush, or a lost reply to look after.
     """
 
-    def __init__(self, store: ClaimStore, tags: TagSource = _tags) -> None:
+    def __init__(
+        self,
+        store: ClaimStore,
+        tags: TagSource = _tags,
+        lease_ttl_s: float = 8.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.store = store
+        self.lease_ttl_s = lease_ttl_s
+        self._clock = clock
+        self._known_alive_s = clock()
         self.book = ClaimBook()
         self.nudge: Callable[[], None] = _nothing
         self.on_registered: Callable[[], None] = _nothing
@@ -78,7 +88,9 @@ class Ledger:
             return self._claim(holder, order, room)
 
     def _claim(self, holder: Holder, order: ListOrder, room: int) -> Claimed:
+        asked_s = self._clock()
         claimed = self.store.claim(self.consumer, order, self._tags.draw(room), room)
+        self._known_alive_s = asked_s
         suspects = [(tag, digest) for tag, digest, _ in claimed.suspects]
         self.book.deliver(holder, claimed.first, claimed.count, suspects)
         return claimed
@@ -232,8 +244,14 @@ class Ledger:
     def pin(self, tag: int) -> bool:
         """The message's work begins: from now on neither a lost connection nor a closed channel returns it.
 
-        False when the claim is not ours any more: the work must not begin.
+        False when the claim is not ours any more: the work must not begin. A process that was stopped for a while
+        asks Redis first whether it has been given up.
+
+        Raises:
+            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: cannot ask; call again.
         """
+        if self._clock() - self._known_alive_s > self.lease_ttl_s / 2:
+            self.beat()
         return self.book.pin(tag)
 
     def unpin(self, tag: int) -> None:
@@ -263,12 +281,15 @@ class Ledger:
 
     def beat(self) -> dict[str, int]:
         """One heartbeat; returns everybody's counters."""
+        asked_s = self._clock()
         try:
-            return self.store.beat(self.consumer)
+            beats = self.store.beat(self.consumer)
         except FencedError:
             with self._io_lock:
                 self._begin_new_life()
-            return {}
+            beats = {}
+        self._known_alive_s = asked_s
+        return beats
 
     def retire(self) -> bool:
         """Deregister if nothing is held and nobody listens; a later claim begins anew."""

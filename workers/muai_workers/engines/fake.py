@@ -7,7 +7,9 @@ fails as it is told to. It passes the same contract tests as the real engines.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import random
 import signal
 import threading
 import time
@@ -16,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from muai_config import ModelSpec, Settings
 from muai_producers.errors import (
@@ -184,9 +185,10 @@ def _seed(text: str) -> int:
 
 
 def _direction(text: str, size: int) -> list[float]:
-    vector = np.random.default_rng(_seed(text)).standard_normal(size)
-    unit: list[float] = (vector / np.linalg.norm(vector)).tolist()
-    return unit
+    generator = random.Random(_seed(text))
+    vector = [generator.gauss(0.0, 1.0) for _ in range(size)]
+    length = math.hypot(*vector)
+    return [value / length for value in vector]
 
 
 def _labels(text: str) -> list[dict[str, Any]]:

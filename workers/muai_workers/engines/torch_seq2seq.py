@@ -29,10 +29,11 @@ def load_seq2seq(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
         start_id = getattr(plan.config, "decoder_start_token_id", None)
     if start_id is None:
         raise ModelLoadError(f"{plan.spec.name} does not say which token an answer starts with", {})
+    forward: Any = torch.compile(model, dynamic=True) if plan.compile else model
     return DecodingModel(
         plan.spec,
         tokenizer,
-        lambda: Seq2SeqDecoder(model, plan.device, int(start_id)),
+        lambda: Seq2SeqDecoder(model, forward, plan.device, int(start_id)),
         end_ids=configured_end_ids(plan, tokenizer),
         context_tokens=None,
         limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
@@ -44,8 +45,13 @@ def load_seq2seq(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
 class Seq2SeqDecoder:
     """One batch on its way through an encoder-decoder model."""
 
-    def __init__(self, model: Any, device: torch.device, start_id: int) -> None:
+    def __init__(self, model: Any, forward: Any, device: torch.device, start_id: int) -> None:
+        """
+        Args:
+            forward: the model, or its compiled form.
+        """
         self._model = model
+        self._forward = forward
         self._device = device
         self._start_id = start_id
         decoder_config = model.config.get_text_config(decoder=True)
@@ -62,7 +68,7 @@ class Seq2SeqDecoder:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        logits: torch.Tensor = self._model(
+        logits: torch.Tensor = self._forward(
             encoder_outputs=(self._encoded,),
             attention_mask=self._mask,
             decoder_input_ids=torch.tensor(tokens, device=self._device).unsqueeze(1),

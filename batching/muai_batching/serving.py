@@ -1,0 +1,34 @@
+"""Running a Celery worker of ours: quiet where Celery is talkative, the same for every kind of worker."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import warnings
+from collections.abc import Sequence
+
+from celery import Celery
+from celery.exceptions import SecurityWarning
+
+CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.beat")
+"""Two lines for each batch and one for each scheduled task would drown what an operator looks for; they show in Flower
+and with log level DEBUG."""
+
+
+def serve(
+    app: Celery, *, name: str, queues: Sequence[str], pool: str, log_level: str, options: Sequence[str] = ()
+) -> None:
+    """Run a worker of `app` until it is told to stop. Blocks.
+
+    Args:
+        name: shown in Flower, with the host's name.
+        pool: `solo` or `threads`; never `prefork`, which CUDA does not survive.
+    """
+    if log_level.upper() != "DEBUG":
+        for chatty in CHATTY_LOGGERS:
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Celery warns of root because of pickle, which is refused here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    argv = ["--quiet", "worker", "--pool", pool, "--queues", ",".join(queues)]
+    argv += ["--hostname", f"{name}@{socket.gethostname()}", "--loglevel", log_level]
+    app.worker_main([*argv, "--without-gossip", "--without-mingle", "--task-events", *options])

@@ -1,0 +1,67 @@
+"""Which GPUs a worker process gets: from `--gpus` to groups of them. Pure, and without any GPU library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+_RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
+_DEVICE = re.compile(r"\d{1,4}|(?:GPU|MIG)-[0-9A-Za-z/-]+")
+
+
+def parse_gpus(text: str, visible: Callable[[], Sequence[str]]) -> tuple[str, ...]:
+    """The GPUs that `0,1`, `0-3`, `GPU-<uuid>` or `all` stand for, in order.
+
+    Args:
+        visible: asked for `all` only.
+    Raises:
+        ValueError: says what is wrong with the text.
+    """
+    if text.strip() == "all":
+        found = tuple(visible())
+        if not found:
+            raise ValueError("all: no GPU is visible here")
+        return found
+    gpus: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        span = _RANGE.fullmatch(part)
+        if span is not None:
+            first, last = int(span[1]), int(span[2])
+            if first > last:
+                raise ValueError(f"{part!r} counts downwards")
+            gpus += [str(number) for number in range(first, last + 1)]
+        elif _DEVICE.fullmatch(part):
+            gpus.append(part)
+        else:
+            raise ValueError(
+                f"{part!r} is no GPU: allowed are numbers, ranges such as 0-3, GPU-… or MIG-… ids, and all"
+            )
+    if len(set(gpus)) < len(gpus):
+        raise ValueError(f"{text!r} names a GPU twice")
+    return tuple(gpus)
+
+
+def group_gpus(gpus: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """Cut the GPUs into groups, one for each worker process.
+
+    Raises:
+        ValueError: they do not divide evenly.
+    """
+    if len(gpus) % size:
+        raise ValueError(
+            f"{len(gpus)} GPUs cannot be shared out in groups of {size}, which the engine is configured for"
+        )
+    return [tuple(gpus[start : start + size]) for start in range(0, len(gpus), size)]
+
+
+def group_size(settings: Settings, engine: str) -> int:
+    """How many GPUs one process of the engine is configured to use."""
+    if engine == "vllm":
+        return settings.optimization.vllm.tensor_parallel_size
+    if engine == "deepspeed":
+        return settings.optimization.deepspeed.tensor_parallel * settings.optimization.deepspeed.pipeline_parallel
+    return 1

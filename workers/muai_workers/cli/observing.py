@@ -1,0 +1,46 @@
+"""`muai flower` and `muai engines`: looking at an installation."""
+
+from __future__ import annotations
+
+import click
+
+from muai_producers.cli.invocation import Invocation, pass_invocation
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port to listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@pass_invocation
+def flower(invocation: Invocation, port: int, address: str) -> None:
+    """Run Flower on the broker: workers, queues and tasks in a browser."""
+    settings = invocation.settings
+    import flower as _flower  # noqa: F401 - says what to install where it is missing
+    from celery import Celery
+
+    from muai_config import celery_settings
+
+    app = Celery("muai.flower", set_as_current=False)
+    app.conf.update(celery_settings(settings, "producer"))
+    app.start(["flower", f"--port={port}", f"--address={address}", f"--logging={invocation.log_level.lower()}"])
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@pass_invocation
+def engines(invocation: Invocation, as_json: bool) -> None:
+    """Say which engines can run here, and why the others cannot."""
+    from muai_workers.engines.registry import availability_report
+
+    report = availability_report(invocation.settings)
+    if as_json:
+        from muai_producers.cli.present import echo_json
+
+        echo_json({name: {"available": one.available, "reason": one.reason} for name, one in report.items()})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "can run", "because")
+    for name, one in report.items():
+        table.add_row(name, "[green]yes[/green]" if one.available else "[red]no[/red]", one.reason)
+    Console().print(table)

@@ -1,0 +1,105 @@
+"""`muai worker` and `muai control`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from muai_config.engines import ALL_ENGINES
+from muai_producers.cli.invocation import Invocation, pass_invocation
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+    from muai_config.engines import EngineName
+
+WHY_NOT_PREFORK = (
+    "only --pool threads is possible: CUDA cannot be used in a process forked from one that has it, a batch must leave "
+    "the main loop free to renew leases, and forked processes would each load the models again"
+)
+
+
+@click.command()
+@click.option("--engine", envvar="MUAI_ENGINE", required=True, type=click.Choice(ALL_ENGINES), help="The engine.")
+@click.option(
+    "--gpus",
+    envvar="MUAI_GPUS",
+    help="0,1 or 0-3 or all: one process for each GPU, or for each group where the engine is configured to use "
+    "several; by default one process that sees what CUDA_VISIBLE_DEVICES says.",
+)
+@click.option("--name", envvar="MUAI_WORKER_NAME", help="Its name in Flower, in logs and in results.")
+@click.option("--slots", type=click.IntRange(1, 1024), help="Batches that it runs at once: queue.worker_concurrency.")
+@click.option("--pool", default="threads", hidden=True)
+@pass_invocation
+def worker(
+    invocation: Invocation, engine: EngineName, gpus: str | None, name: str | None, slots: int | None, pool: str
+) -> None:
+    """Run the workers of one engine: one process, or one for each group of GPUs."""
+    if pool != "threads":
+        raise click.UsageError(WHY_NOT_PREFORK)
+    settings = with_slots(invocation.settings, slots)
+    groups = _groups(settings, engine, gpus)
+    if len(groups) > 1:
+        sys.exit(_supervise(invocation, engine, groups, name or engine, slots))
+    if groups:
+        # Before anything imports torch, which looks at it once.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(groups[0])
+    from muai_workers.app import run_engine_worker
+
+    run_engine_worker(settings, engine, name, log_level=invocation.log_level)
+
+
+def with_slots(settings: Settings, slots: int | None) -> Settings:
+    """The settings with as many slots for each worker as the command line says."""
+    if slots is None:
+        return settings
+    return settings.model_copy(update={"queue": settings.queue.model_copy(update={"worker_concurrency": slots})})
+
+
+def _groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:
+    from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus
+
+    if gpus is None or not gpus.strip():
+        return []
+    try:
+        return group_gpus(parse_gpus(gpus, _visible_gpus), group_size(settings, engine))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--gpus") from None
+
+
+def _visible_gpus() -> Sequence[str]:
+    limited = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if limited is not None:
+        return [part.strip() for part in limited.split(",") if part.strip()]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()  # type: ignore[no-untyped-call]
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]  # type: ignore[no-untyped-call]
+    except pynvml.NVMLError:
+        return []
+
+
+def _supervise(invocation: Invocation, engine: str, groups: list[tuple[str, ...]], name: str, slots: int | None) -> int:
+    from muai_workers.up.console import PlainConsole
+    from muai_workers.up.plan import gpu_worker_specs
+    from muai_workers.up.supervisor import Supervisor
+
+    grace_s = float(invocation.settings.monitoring.server.graceful_shutdown_timeout)
+    specs = gpu_worker_specs(engine, groups, name, slots, log_level=invocation.log_level)
+    return Supervisor(specs, PlainConsole(), grace_s=grace_s).run()
+
+
+@click.command()
+@click.option("--beat/--no-beat", default=True, show_default=True, help="One control worker of a fleet runs the clock.")
+@click.option("--name", help="Its name in Flower and in logs.")
+@pass_invocation
+def control(invocation: Invocation, beat: bool, name: str | None) -> None:
+    """Run a control worker: monitoring, alarms, tuning, reaping."""
+    settings = invocation.settings
+    from muai_workers.app import run_control
+
+    run_control(settings, name, beat=beat, log_level=invocation.log_level)

@@ -1,0 +1,85 @@
+"""Which processes an installation consists of, and how each is started. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from muai_workers.up.decisions import Role
+
+MUAI = (sys.executable, "-m", "muai_producers")
+"""Not the script `muai`, which need not be on the PATH."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process to keep running."""
+
+    name: str
+    role: Role
+    command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment."""
+    worker: str = ""
+    """The name under which it announces itself in the fleet, once it is ready; '' for what does not."""
+
+
+def muai_command(command: str, *args: str, log_level: str) -> tuple[str, ...]:
+    """The command line of one of our own processes."""
+    return (*MUAI, "--log-level", log_level, command, *args)
+
+
+def stack_specs(
+    engines: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    collectors: int = 1,
+    gateway: bool = False,
+    flower: bool = False,
+    log_level: str = "INFO",
+    suffix: str = "",
+) -> list[ProcessSpec]:
+    """The processes of an installation but for its Redis.
+
+    Args:
+        engines: those that run here, one worker each.
+        variables: lead the processes to broker and state store.
+        suffix: makes the workers' names differ from those of other installations on the same broker.
+    """
+
+    def own(name: str, role: Role, command: str, *args: str, worker: str = "") -> ProcessSpec:
+        return ProcessSpec(name, role, muai_command(command, *args, log_level=log_level), variables, worker)
+
+    def collector(number: int) -> ProcessSpec:
+        name = "collector" if collectors == 1 else f"collector-{number}"
+        return own(name, Role.COLLECTOR, "collector", "--name", f"{name}{suffix}")
+
+    specs = [collector(number) for number in range(1, collectors + 1)]
+    specs += [
+        own(
+            engine, Role.ENGINE, "worker", "--engine", engine, "--name", f"{engine}{suffix}", worker=f"{engine}{suffix}"
+        )
+        for engine in engines
+    ]
+    specs.append(own("control", Role.CONTROL, "control", "--name", f"control{suffix}"))
+    if flower:
+        specs.append(own("flower", Role.FLOWER, "flower"))
+    if gateway:
+        specs.append(own("gateway", Role.GATEWAY, "gateway"))
+    return specs
+
+
+def gpu_worker_specs(
+    engine: str, groups: Sequence[Sequence[str]], name: str, slots: int | None, *, log_level: str
+) -> list[ProcessSpec]:
+    """One worker process for each group of GPUs."""
+    specs = []
+    for group in groups:
+        own_name = f"{name}-gpu{'+'.join(group)}"
+        args = ["--engine", engine, "--name", own_name, *(() if slots is None else ("--slots", str(slots)))]
+        # MUAI_GPUS is emptied: the group is settled, and must not be cut up again.
+        variables = {"CUDA_VISIBLE_DEVICES": ",".join(group), "MUAI_GPUS": ""}
+        command = muai_command("worker", *args, log_level=log_level)
+        specs.append(ProcessSpec(own_name, Role.ENGINE, command, variables, own_name))
+    return specs

@@ -1,0 +1,123 @@
+"""A whole installation: its Redis where it needs one, its processes, and the supervisor over them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muai_config.loading import resolve_file
+from muai_producers.cli.running import RunningStack, forget_running, note_running
+from muai_workers.up.console import OWN_NAME, SupervisorConsole
+from muai_workers.up.decisions import Role
+from muai_workers.up.embedded_redis import EmbeddedRedis
+from muai_workers.up.observing import Observer
+from muai_workers.up.plan import ProcessSpec, stack_specs
+from muai_workers.up.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+BROKER, STATE = "MUAI_BROKER_URL", "MUAI_REDIS_URL"
+# The same settings under the names that follow from their paths.
+OTHER_NAMES = {BROKER: "MUAI_QUEUE_BROKER_URL", STATE: "MUAI_QUEUE_REDIS_URL"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What `muai up` was asked for."""
+
+    broker: str | None = None
+    """None: what the configuration says, else an embedded Redis."""
+    redis: str | None = None
+    engines: Sequence[str] = ()
+    collectors: int = 1
+    gateway: bool = False
+    flower: bool = False
+    log_level: str = "INFO"
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where broker and state store are; None: an embedded Redis takes its place."""
+
+    broker: str | None
+    state: str | None
+    """None: the same as the broker where that is a Redis."""
+
+    @property
+    def needs_redis(self) -> bool:
+        """Whether one of the two is missing."""
+        if self.broker is None:
+            return True
+        return self.state is None and not self.broker.startswith(("redis", "unix", "sentinel"))
+
+    def variables(self, embedded_url: str | None) -> dict[str, str]:
+        """The environment variables that say so to a process, every name of each setting."""
+        broker = self.broker or embedded_url or ""
+        state = self.state or embedded_url or ""
+        values = {BROKER: broker, STATE: state}
+        return values | {OTHER_NAMES[name]: "" for name in values}
+
+
+def find_addresses(wanted: Wanted, env: Mapping[str, str]) -> Addresses:
+    """Command line over environment over file; what nobody has said is None.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    resolution = resolve_file(None, env)
+    queue = resolution.settings.queue
+    is_said = {name: resolution.sources["queue", name].kind != "default" for name in ("broker_url", "redis_url")}
+    broker = wanted.broker or (queue.broker_url if is_said["broker_url"] else None)
+    return Addresses(broker, wanted.redis or (queue.redis_url if is_said["redis_url"] else None))
+
+
+@contextmanager
+def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tuple[Supervisor, Settings]]:
+    """An installation that is ready to run, with the settings under which its processes run.
+
+    Raises:
+        ConfigError: the configuration, or an address on the command line, is wrong.
+        BrokerError: the embedded Redis cannot be started.
+    """
+    with ExitStack() as held:
+        addresses = find_addresses(wanted, os.environ)
+        embedded = EmbeddedRedis(home / "redis") if addresses.needs_redis else None
+        if embedded is not None:
+            held.callback(embedded.release)
+        variables = addresses.variables(None if embedded is None else embedded.url)
+        settings = resolve_file(None, {**os.environ, **variables}).settings
+        specs = _redis_specs(embedded) + stack_specs(
+            wanted.engines,
+            variables,
+            collectors=wanted.collectors,
+            gateway=wanted.gateway,
+            flower=wanted.flower,
+            log_level=wanted.log_level,
+            suffix="" if embedded else f"-{socket.gethostname()}-{os.getpid()}",
+        )
+        observer = Observer(settings)
+        supervisor = Supervisor(
+            specs,
+            console,
+            grace_s=float(settings.monitoring.server.graceful_shutdown_timeout),
+            gate=(lambda: True) if embedded is None else embedded.is_ready,
+            observe=lambda: observer.latest,
+            drain=embedded is not None and addresses.broker is None,  # nobody else serves the requests that are there
+        )
+        observer.start()
+        held.callback(observer.stop)
+        note_running(home, RunningStack(os.getpid(), variables))
+        held.callback(forget_running, home, os.getpid())
+        if embedded is not None:
+            console.line(OWN_NAME, f"Redis of its own on port {embedded.port}, data in {embedded.folder}")
+        yield supervisor, settings
+
+
+def _redis_specs(embedded: EmbeddedRedis | None) -> list[ProcessSpec]:
+    return [] if embedded is None else [ProcessSpec("redis", Role.REDIS, embedded.command)]
