@@ -29,7 +29,7 @@ class QuietConsumer(Consumer):
     event_dispatcher: Any
     _flush_events: Any
 
-    class Blueprint(_StockBlueprint):
+    class Blueprint(_StockBlueprint):  # type: ignore[misc]  # celery-types has it as a variable
         """The stock steps but that one."""
 
         default_steps: ClassVar[list[str]] = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals
+from celery.exceptions import Ignore
 
 from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
@@ -139,7 +140,8 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         if settings.queue.broker_is_redis:
             # The work has begun: should the connection break now, the message is not to go to another worker.
-            pin(task.request.properties["delivery_tag"])
+            if not pin(task.request.properties["delivery_tag"]):
+                raise Ignore  # it has gone to another already, while this worker was silent
         again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
         for part in again[1:]:
             task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
