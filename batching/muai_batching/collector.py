@@ -21,7 +21,13 @@ from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.routing import NextAttempt, route
 from muai_producers.dead_letters import DeadLetters
-from muai_producers.errors import DeadlineExceededError, MalformedMessageError, MuaiError, RequestCancelledError
+from muai_producers.errors import (
+    DeadlineExceededError,
+    MalformedMessageError,
+    MuaiError,
+    PayloadTooLargeError,
+    RequestCancelledError,
+)
 from muai_producers.fleet import FleetView
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
@@ -80,6 +86,7 @@ class Collector:
         self._dispatcher = dispatcher
         self._resolver = Resolver(settings)
         self._is_revoked = is_revoked
+        self._max_payload_bytes = settings.queue.max_payload_mb * 1_000_000
         self._monotonic_s = monotonic_s
         self._wall_s = wall_s
         self._outstanding: dict[str, int] = {}
@@ -94,6 +101,7 @@ class Collector:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
         try:
+            self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
         except MuaiError as error:
             self._refuse_message(message, handle, error)
@@ -108,6 +116,15 @@ class Collector:
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
         self._unmarked.append(item)
+
+    def _check_size(self, message: Any) -> None:
+        """Our own clients check before they send; others cannot know the limit."""
+        num_bytes = len(message.body)
+        if num_bytes > self._max_payload_bytes:
+            raise PayloadTooLargeError(
+                f"the request has {num_bytes} bytes, allowed are {self._max_payload_bytes} (queue.max_payload_mb)",
+                {"bytes": num_bytes, "max_bytes": self._max_payload_bytes},
+            )
 
     def on_undecodable(self, message: Any, error: Exception) -> None:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""

@@ -138,10 +138,9 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
-        if settings.queue.broker_is_redis:
-            # The work has begun: should the connection break now, the message is not to go to another worker.
-            if not pin(task.request.properties["delivery_tag"]):
-                raise Ignore  # it has gone to another already, while this worker was silent
+        # The work begins: should the connection break from now on, the message is not to go to another worker.
+        if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
+            raise Ignore  # it has gone to another already, while this worker was silent
         again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
         for part in again[1:]:
             task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
