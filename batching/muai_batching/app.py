@@ -18,7 +18,7 @@ from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES
 from muai_producers.connections import state_client
-from muai_producers.fleet import FleetView
+from muai_producers.fleet import BatchDone, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.store import Store
 
@@ -89,7 +89,7 @@ class CollectorConsumer(QuietConsumer):
             Store(watched, prefix=settings.queue.key_prefix),
             ALL_ENGINES,
             lambda view: self.hub.call_soon(self._on_fleet, view),
-            lambda *notice: self.hub.call_soon(self._on_batch_done, *notice),
+            lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
 
@@ -99,9 +99,9 @@ class CollectorConsumer(QuietConsumer):
         self.collector.sweep()
         self._tick()
 
-    def _on_batch_done(self, engine: str, outstanding: int, took_s: float) -> None:
+    def _on_batch_done(self, done: BatchDone) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(engine, outstanding, took_s)
+        self.collector.on_batch_done(done)
         # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
         self._tick()
 

@@ -113,10 +113,10 @@ class BatchRunner:
         self.writer.flush()
         self._took_s[batch.model] = took_s = time.monotonic() - run.run_started_s
         self._store.finish_batch(
-            batch.id,
-            batch.engine,
+            batch,
             now_s=self._wall_s(),
             took_s=took_s,
+            size=0 if again else len(run.requests),
             moved=[(part.engine, part.id) for part in again],
         )
         return again
