@@ -112,6 +112,28 @@ class Fleet:
         pipe.publish(self._keys.fleet_channel, "workers")
         pipe.execute()
 
+    def announce_collector(self, name: str) -> list[str]:
+        """Say that a collector lives; returns the names of all that do, its own included."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hset(self._keys.collectors, name, time.time())
+        pipe.set(self._alive(name), 1, px=int(ALIVE_S * 1000))
+        pipe.execute()
+        return self.collectors()
+
+    def withdraw_collector(self, name: str) -> None:
+        """Say that a collector is going."""
+        self._client.hdel(self._keys.collectors, name)
+        self._client.delete(self._alive(name))
+
+    def collectors(self) -> list[str]:
+        """The live collectors, sorted. Forgets those that are gone."""
+        names = sorted(name.decode() for name in self._client.hkeys(self._keys.collectors))
+        flags = self._client.mget([self._alive(name) for name in names]) if names else []
+        dead = [name for name, flag in zip(names, flags, strict=True) if flag is None]
+        if dead:
+            self._client.hdel(self._keys.collectors, *dead)
+        return [name for name in names if name not in dead]
+
     def cool_down(self, engine: str, model: str, reason: str, seconds: float) -> None:
         """Pass the engine over for the model for a while."""
         if seconds <= 0:
