@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
 from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
-from muai_batching.serving import serve
+from muai_batching.serving import QuietConsumer, serve
 from muai_batching.watcher import FleetWatcher
 from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
@@ -45,13 +44,12 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-class CollectorConsumer(Consumer):
+class CollectorConsumer(QuietConsumer):
     """A Celery consumer that hands the messages of `muai.infer` to the collector instead of to a pool.
 
     Any other message on the request queues is answered and kept as a dead letter.
     """
 
-    hub: Any
     collector: Collector | None = None
     settings: Settings
 

@@ -188,8 +188,9 @@ class Collector:
                 self._put_back(formed, frozenset())
             raise
         for (batch, formed), outcome in zip(due, sent, strict=True):
-            if outcome.lost:
-                log.warning("%d of the requests of a batch went to another collector", len(outcome.lost))
+            if outcome.lost or outcome.error is not None:
+                reason = outcome.error or f"{len(outcome.lost)} of its requests went to another collector"
+                log.warning("a batch was not sent: %s", reason)
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
             elif outcome.outstanding is not None:
