@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
 from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
-from muai_batching.serving import serve
+from muai_batching.serving import QuietConsumer, serve
 from muai_batching.watcher import FleetWatcher
 from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES
 from muai_producers.connections import state_client
-from muai_producers.fleet import FleetView
+from muai_producers.fleet import BatchDone, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.store import Store
 
@@ -45,13 +44,12 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-class CollectorConsumer(Consumer):
+class CollectorConsumer(QuietConsumer):
     """A Celery consumer that hands the messages of `muai.infer` to the collector instead of to a pool.
 
     Any other message on the request queues is answered and kept as a dead letter.
     """
 
-    hub: Any
     collector: Collector | None = None
     settings: Settings
 
@@ -91,7 +89,7 @@ class CollectorConsumer(Consumer):
             Store(watched, prefix=settings.queue.key_prefix),
             ALL_ENGINES,
             lambda view: self.hub.call_soon(self._on_fleet, view),
-            lambda *notice: self.hub.call_soon(self._on_batch_done, *notice),
+            lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
 
@@ -101,9 +99,9 @@ class CollectorConsumer(Consumer):
         self.collector.sweep()
         self._tick()
 
-    def _on_batch_done(self, engine: str, outstanding: int, took_s: float) -> None:
+    def _on_batch_done(self, done: BatchDone) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(engine, outstanding, took_s)
+        self.collector.on_batch_done(done)
         # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
         self._tick()
 

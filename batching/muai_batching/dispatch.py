@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from kombu import Connection, Queue
 
+from muai_batching.transport import LeaseLostError
 from muai_config.queues import ENGINE_QUEUES, engine_queue
 from muai_producers.messages import RUN_BATCH_TASK, redis_payload, task_body, task_headers
 from muai_producers.store import Store
@@ -30,12 +31,13 @@ class Sent:
     """How sending one batch went.
 
     Exactly one holds: it was sent (`outstanding` batches are now with the engine), or messages in `lost` are no
-    longer this collector's and nothing was sent.
+    longer this collector's and nothing was sent, or the broker gave an `error` and nothing was sent.
     """
 
     outstanding: int | None = None
     """None: it was sent, but the broker's word on how many there are got lost."""
     lost: frozenset[Any] = frozenset()
+    error: Exception | None = None
 
 
 class Dispatcher(Protocol):
@@ -68,16 +70,11 @@ class RedisDispatcher:
         """See `Dispatcher.send`."""
         if not batches:
             return []
-        from muai_batching.transport import LeaseLostError
-
         channel = batches[0][1][0].channel
         replies = channel.settle_many(
             [([handle.tag for handle in handles], self._commands(batch)) for batch, handles in batches]
         )
-        return [
-            Sent(lost=frozenset(reply.tags)) if isinstance(reply, LeaseLostError) else Sent(outstanding=reply[2])
-            for reply in replies
-        ]
+        return [_sent(reply) for reply in replies]
 
     def _commands(self, batch: Batch) -> list[tuple[str | bytes, ...]]:
         queue, headers, body = batch_message(batch)
@@ -92,6 +89,12 @@ class RedisDispatcher:
         """See `Dispatcher.drop`."""
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
+
+
+def _sent(reply: Any) -> Sent:
+    if isinstance(reply, LeaseLostError):
+        return Sent(lost=frozenset(reply.tags))
+    return Sent(error=reply) if isinstance(reply, Exception) else Sent(outstanding=reply[2])
 
 
 class ConfirmingDispatcher:

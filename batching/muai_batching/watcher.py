@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from muai_producers.fleet import Fleet, FleetView
+from muai_producers.fleet import BatchDone, Fleet, FleetView
 from muai_producers.store import Store
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class FleetWatcher:
     Args:
         client: a Redis client; used from this thread only.
         on_view: called with each new picture.
-        on_batch_done: called with an engine, its outstanding batches, and the seconds that the finished one took.
+        on_batch_done: called at the end of each batch.
         Both are called from the watcher's thread.
     """
 
@@ -33,7 +33,7 @@ class FleetWatcher:
         store: Store,
         engines: Sequence[str],
         on_view: Callable[[FleetView], Any],
-        on_batch_done: Callable[[str, int, float], Any],
+        on_batch_done: Callable[[BatchDone], Any],
     ) -> None:
         self._client = client
         self._channel = store.keys.fleet_channel
@@ -78,9 +78,8 @@ class FleetWatcher:
 
     def _heard(self, notice: str) -> bool:
         """Act on a notice; False when it calls for a fresh look."""
-        kind, *rest = notice.split("\t")
-        if kind != "done":
+        done = BatchDone.from_notice(notice)
+        if done is None:
             return False
-        engine, outstanding, took_s = rest
-        self._on_batch_done(engine, int(outstanding), float(took_s))
+        self._on_batch_done(done)
         return True

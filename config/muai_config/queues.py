@@ -12,7 +12,6 @@ REQUEST_QUEUES: Final[tuple[str, ...]] = (INFERENCE_HIGH, INFERENCE, INFERENCE_L
 opposite way round, quorum queues have none, and monitors read the depth of one list only."""
 CONTROL: Final = "control"
 WORKFLOW: Final = "workflow"
-DEAD: Final = "dead"
 
 
 def engine_queue(engine: str) -> str:
@@ -27,4 +26,4 @@ def engine_queue(engine: str) -> str:
 
 
 ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ALL_ENGINES)
-ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW, DEAD)
+ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW)

@@ -57,6 +57,32 @@ class FleetView:
         return sum(worker.slots * (1 + worker.ahead) for worker in self.workers if worker.engine == engine)
 
 
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch has left an engine's slot."""
+
+    engine: str
+    outstanding: int
+    """Batches that the engine still has, running or waiting."""
+    took_s: float = 0.0
+    size: int = 0
+    """Requests that it ran; 0 when it did not run."""
+    model: str = ""
+
+    @classmethod
+    def from_notice(cls, notice: str) -> BatchDone | None:
+        """Read a notice of the fleet channel; None when it is of another kind."""
+        kind, *fields = notice.split("\t")
+        if kind != "done":
+            return None
+        engine, outstanding, took_s, size, model = fields
+        return cls(engine, int(outstanding), float(took_s), int(size), model)
+
+    def to_notice(self) -> str:
+        """Inverse of `from_notice`. The store's script for the end of a batch writes the same."""
+        return "\t".join(("done", self.engine, str(self.outstanding), str(self.took_s), str(self.size), self.model))
+
+
 class Fleet:
     """Reads and writes the announcements.
 

@@ -14,7 +14,7 @@ from tests.requests import a_request
 from muai_batching.collector import Collector
 from muai_batching.dispatch import Handle, Sent
 from muai_config import Settings, build_settings
-from muai_producers.fleet import FleetView, WorkerRecord
+from muai_producers.fleet import BatchDone, FleetView, WorkerRecord
 from muai_producers.messages import request_message
 from muai_producers.store import Store
 from muai_producers.wire import Batch
@@ -120,7 +120,7 @@ def test_given_every_slot_busy_then_requests_wait_and_one_full_batch_leaves_when
     assert bench.broker.sent == []
     bench.collector.sweep()
     assert bench.answer("r0")["status"] == "RECEIVED"
-    bench.collector.on_batch_done("onnx", 0)
+    bench.collector.on_batch_done(BatchDone("onnx", 0))
     bench.collector.tick()
     assert [len(batch.requests) for batch in bench.broker.sent] == [32]
 
@@ -259,3 +259,15 @@ def test_given_a_lost_connection_then_nothing_of_what_was_held_is_sent(bench: Be
     bench.fleet("onnx")
     bench.collector.tick()
     assert bench.broker.sent == []
+
+
+def test_given_a_latency_target_then_batches_shrink_to_what_the_fitted_engine_can_do_in_time(store: Store) -> None:
+    document = {"models": MODELS, "optimization": {"batcher": {"latency_target_ms": 100}}}
+    bench = Bench(store, build_settings(document, {}))
+    bench.fleet("onnx")
+    for size in (1, 4, 8, 16, 32, 2, 12):
+        bench.collector.on_batch_done(BatchDone("onnx", 0, took_s=0.010 + 0.004 * size, size=size, model="m"))
+    for number in range(40):
+        bench.receive(f"r{number}")
+    bench.collector.tick()
+    assert [len(batch.requests) for batch in bench.broker.sent] == [10, 10]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -97,11 +98,13 @@ def _course(tell: Teller, folder: Path, log: RecordingConsole) -> tuple[list[Fig
         again = playing.results(playing.produce(texts))
         unmet += check_fallback(vectors, again)
         tell.step("[bold]6. Stopping[/bold] everything …")
+    if playing.left_behind():
+        unmet.append(f"still running: the process groups {playing.left_behind()}")
     figures = [
         count("sentences", first),
         count("questions", asked),
-        count("generations", generated),
-        count("sentences again", again),
+        count("texts", generated),
+        count("fallback", again),
     ]
     return figures, unmet + check_batches(figures)
 
@@ -178,8 +181,8 @@ def check_batches(figures: Sequence[Figures]) -> list[str]:
 
 def figures_table(figures: Sequence[Figures]) -> Table:
     """The table that closes the demonstration."""
-    table = Table(title="What was served")
-    for heading in ("step", "requests", "batches", "mean size", "engine", "attempts", "p50 ms", "p95 ms"):
+    table = Table(title="What was served", box=box.SIMPLE)
+    for heading in ("step", "requests", "batches", "per batch", "engine", "attempts", "p50 ms", "p95 ms"):
         numeric = heading not in ("step", "engine")
         table.add_column(heading, justify="right" if numeric else "left")
     for one in figures:

@@ -116,6 +116,10 @@ class Stage:
             self._supervisor.request_stop()
             self._thread.join()
 
+    def left_behind(self) -> list[int]:
+        """Process groups that outlive the installation."""
+        return self._supervisor.left_behind()
+
     def wait_for_workers(self, *, but_not: int | None = None) -> dict[str, WorkerRecord]:
         """Return once each engine has a worker that takes batches.
 

@@ -90,6 +90,10 @@ class Supervisor:
         self._num_interrupts += 1
         self._pipes.wake()
 
+    def left_behind(self) -> list[int]:
+        """Process groups of what was started, directly or not, and still runs."""
+        return sorted(watchdog.stray_groups(self._token, set()))
+
     def run(self) -> int:
         """Supervise. Blocks.
 
