@@ -182,16 +182,17 @@ def check_batches(figures: Sequence[Figures]) -> list[str]:
 def figures_table(figures: Sequence[Figures]) -> Table:
     """The table that closes the demonstration."""
     table = Table(title="What was served", box=box.SIMPLE)
-    for heading in ("step", "requests", "batches", "per batch", "engine", "attempts", "p50 ms", "p95 ms"):
-        numeric = heading not in ("step", "engine")
-        table.add_column(heading, justify="right" if numeric else "left")
+    for heading in ("step", "engine"):
+        table.add_column(heading)
+    for heading in ("requests", "batches", "mean\nbatch size", "attempts", "p50\nms", "p95\nms"):
+        table.add_column(heading, justify="right")
     for one in figures:
         table.add_row(
             one.title,
+            one.describe_engines(),
             str(one.requests),
             str(one.batches),
             f"{one.mean_batch_size:.1f}",
-            one.describe_engines(),
             f"{one.mean_attempts:.1f}",
             f"{one.p50_ms:.0f}",
             f"{one.p95_ms:.0f}",
