@@ -29,9 +29,7 @@ class Installation:
             self._built += 1
             folder = self._folder / f"stack-{self._built}"
             broker = self._node or self._state
-            self._stack = Stack(
-                broker, self._state, folder, workers=WORKERS, models=MODELS, lease_ttl_s=lease_ttl_s()
-            )
+            self._stack = Stack(broker, self._state, folder, workers=WORKERS, models=MODELS, lease_ttl_s=lease_ttl_s())
             self._stack.start()
         return self._stack
 

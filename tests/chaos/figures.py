@@ -41,7 +41,5 @@ def keep(figures: Figures) -> None:
 
 def kept() -> list[Figures]:
     """All figures of the folder, by scenario and broker."""
-    found = [
-        msgspec.json.decode(path.read_bytes(), type=Figures) for path in sorted(figures_folder().glob("*.json"))
-    ]
+    found = [msgspec.json.decode(path.read_bytes(), type=Figures) for path in sorted(figures_folder().glob("*.json"))]
     return sorted(found, key=lambda figures: (figures.scenario, figures.broker))

@@ -49,7 +49,13 @@ def test_given_requests_in_flight_when_stopped_for_three_leases_then_what_wakes_
 
 def test_given_requests_in_flight_when_asked_to_end_at_any_moment_then_each_has_one_result(stack: Stack) -> None:
     load = stack.submit(num_requests())
-    for share, victim in [(0.0, "collector"), (0.1, "worker-1"), (0.3, "worker-2"), (0.5, "collector"), (0.7, "worker-1")]:
+    for share, victim in [
+        (0.0, "collector"),
+        (0.1, "worker-1"),
+        (0.3, "worker-2"),
+        (0.5, "collector"),
+        (0.7, "worker-1"),
+    ]:
         stack.await_share(load, share)
         stack.processes[victim].wait_ready()
         stack.signal(load, signal.SIGTERM, victim)

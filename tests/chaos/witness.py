@@ -125,6 +125,8 @@ class Witness:
         wanted = list(ids)
         found = self._client.mget([META_PREFIX + request_id for request_id in wanted]) if wanted else []
         metas = {
-            request_id: msgspec.json.decode(raw) for request_id, raw in zip(wanted, found, strict=True) if raw is not None
+            request_id: msgspec.json.decode(raw)
+            for request_id, raw in zip(wanted, found, strict=True)
+            if raw is not None
         }
         return {request_id: meta for request_id, meta in metas.items() if meta["status"] in TERMINAL}

@@ -27,7 +27,9 @@ MODELS = {
 PRODUCER_LIMIT_S = 60.0
 
 
-@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(
+    params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
+)
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
     node = RabbitNode(tmp_path / "rabbitmq") if request.param == "rabbitmq" else None
     state = RedisServer(tmp_path / "redis")
