@@ -25,7 +25,6 @@ class QueuePeer:
     environment: str
     script: str
     settings: str
-    processes: int = 1
     batch: int = 1
 
     @contextmanager
@@ -37,8 +36,7 @@ class QueuePeer:
             "BENCH_REDIS": redis_url,
             "BENCH_MODEL": model,
             "BENCH_BATCH": str(self.batch),
-            "BENCH_PROCESSES": str(self.processes),
-            "OMP_NUM_THREADS": str(max(1, cores() // self.processes)),
+            "OMP_NUM_THREADS": str(cores()),
         }
         with ExitStack() as stack:
             stack.enter_context(running([*argv, "serve"], folder / "worker.log", env, PEERS))
@@ -105,13 +103,15 @@ def http_driver(folder: Path, url: str, body: str, connections: int) -> Iterator
 
 
 NOOP_QUEUES = (
-    QueuePeer("Celery", "celery", "celery_peer.py", "prefork, 1 process, prefetch 64, no events"),
+    QueuePeer(
+        "Celery", "celery", "celery_peer.py", "pool solo (prefork and threads are slower), prefetch 64, no events"
+    ),
     QueuePeer(
         "celery-batches",
         "celery-batches",
         "celery_batches_peer.py",
-        "prefork, 1 process, flush at 100 or 50 ms, prefetch 400",
-        batch=100,
+        "prefork, 1 process, flush at 500 or 50 ms, prefetch 2,000",
+        batch=500,
     ),
     QueuePeer("taskiq", "taskiq", "taskiq_peer.py", "list broker, 1 worker, 200 tasks at once, results polled at 1 ms"),
     QueuePeer("dramatiq", "dramatiq", "dramatiq_peer.py", "1 process, 8 threads, Redis results"),
@@ -119,7 +119,7 @@ NOOP_QUEUES = (
 )
 
 MODEL_QUEUES = (
-    QueuePeer("Celery", "servers", "celery_peer.py", "one task per sentence, one prefork process", processes=1),
+    QueuePeer("Celery", "servers", "celery_peer.py", "one task per sentence, pool solo"),
     QueuePeer(
         "celery-batches",
         "servers",

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import celery_bulk
 import driver
 import model
 from celery import Celery
-from celery.result import ResultSet
 from celery.signals import worker_process_init
 from celery_batches import Batches, SimpleRequest
 
@@ -37,9 +37,7 @@ def infer(requests: list[SimpleRequest]) -> None:
 
 class Producer:
     def bulk(self, texts: Sequence[str]) -> None:
-        with app.producer_pool.acquire(block=True) as producer:
-            results = ResultSet([infer.apply_async((text,), producer=producer) for text in texts], app=app)
-        results.join_native(timeout=300)
+        celery_bulk.run(app, infer, texts)
 
     def one(self, text: str) -> None:
         infer.delay(text).get(timeout=60)

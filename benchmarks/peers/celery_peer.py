@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import celery_bulk
 import driver
 import model
 from celery import Celery
-from celery.result import ResultSet
 from celery.signals import worker_process_init
 
 MODEL = os.environ["BENCH_MODEL"]
@@ -26,7 +26,7 @@ predict = model.noop
 
 @worker_process_init.connect
 def load_model(**_: object) -> None:
-    """In the child: a model loaded before the fork hangs in it."""
+    """When the pool starts, not at import: the producer needs no model."""
     global predict
     predict = model.load(MODEL)
 
@@ -38,9 +38,7 @@ def infer(text: str) -> list[float]:
 
 class Producer:
     def bulk(self, texts: Sequence[str]) -> None:
-        with app.producer_pool.acquire(block=True) as producer:
-            results = ResultSet([infer.apply_async((text,), producer=producer) for text in texts], app=app)
-        results.join_native(timeout=300)
+        celery_bulk.run(app, infer, texts)
 
     def one(self, text: str) -> None:
         infer.delay(text).get(timeout=60)
@@ -48,8 +46,7 @@ class Producer:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        processes = os.environ["BENCH_PROCESSES"]
-        argv = ["worker", "--pool", "prefork", "--concurrency", processes, "--loglevel", "WARNING"]
+        argv = ["worker", "--pool", "solo", "--loglevel", "WARNING"]
         app.worker_main([*argv, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     else:
         driver.obey(Producer(), ("celery", "kombu", "redis"))
