@@ -56,11 +56,12 @@ class HttpPeer:
     """Of a request; `%s` stands for the text as JSON."""
     packages: tuple[str, ...]
     wait_s: float
-    """How long it lets a batch wait for companions, where it can be told."""
+    """How long a batch waits for companions; 0 where the server decides."""
     environment: str = "servers"
 
     def settings(self, batch: int) -> str:
-        return f"one worker, batches of at most {batch}, waiting {self.wait_s * 1000:g} ms at most"
+        waiting = f"for at most {self.wait_s * 1000:g} ms" if self.wait_s else "as long as it thinks best"
+        return f"one worker, batches of at most {batch}, which wait {waiting}"
 
     @contextmanager
     def served(self, folder: Path, model: str, batch: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ class Plan:
     max_bulk: int
     idle_count: int
     model_pairs: int
+    model_peer_repeats: int
     model_s: float
     sweep: tuple[int, ...]
     """Batch sizes tried for the engine driven directly."""
@@ -37,6 +38,7 @@ FULL = Plan(
     max_bulk=50_000,
     idle_count=400,
     model_pairs=7,
+    model_peer_repeats=3,
     model_s=5.0,
     sweep=(8, 16, 32, 64),
     http_s=5.0,
@@ -56,12 +58,13 @@ QUICK = Plan(
     max_bulk=20_000,
     idle_count=50,
     model_pairs=2,
-    model_s=1.5,
-    sweep=(16, 32),
+    model_peer_repeats=1,
+    model_s=1.0,
+    sweep=(32,),
     http_s=1.0,
-    fixed_sizes=(16, 32),
-    fixed_timeouts_ms=(20,),
-    open_s=2.0,
+    fixed_sizes=(32,),
+    fixed_timeouts_ms=(5, 20),
+    open_s=3.0,
     open_pairs=1,
     open_models=("noop",),
     arrivals=("poisson",),

@@ -50,10 +50,10 @@ class Session:
         yield folder
 
 
-def fitted_count(driver: Driver, model: str, seconds: float, most: int, warm_up: int = WARM_UP) -> int:
-    """How many requests take the driver about `seconds` in one bulk; the trial also warms it up."""
-    trial: float = driver.ask(do="bulk", model=model, count=warm_up, seed=0)["seconds"]
-    return max(100, min(most, 100 * round(warm_up / trial * seconds / 100)))
+def fitted_count(driver: Driver, model: str, seconds: float, most: int, least: int = WARM_UP) -> int:
+    """How many requests take the driver about `seconds` in one bulk; the trial, of `least`, also warms it up."""
+    trial: float = driver.ask(do="bulk", model=model, count=least, seed=0)["seconds"]
+    return max(least, min(most, 100 * round(least / trial * seconds / 100)))
 
 
 def bulk_rate(driver: Driver, model: str, count: int, seed: int) -> float:

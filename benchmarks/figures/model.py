@@ -22,8 +22,8 @@ PLAIN = "transformers, direct"
 SERVER_BATCH = 32
 CONNECTIONS = 256
 """Requests that the client of a model server keeps under way: deep enough to fill every batch."""
-PEER_REPEATS = 3
-WARM_UP = 64
+LEAST = 256
+"""Sentences in one measurement, at least: fewer fill no batch of like lengths."""
 
 
 def measure(session: Session) -> Measured:
@@ -57,7 +57,7 @@ def _best_batch(session: Session, folder: Path, config: Path) -> int:
     for batch in session.plan.sweep:
         session.on_step(f"{DIRECT}: trying batches of {batch}")
         with _direct(folder, config, batch) as driver:
-            count = fitted_count(driver, MODEL, session.plan.model_s / 2, 10_000, WARM_UP)
+            count = fitted_count(driver, MODEL, session.plan.model_s / 2, 10_000, LEAST)
             rates[batch] = max(bulk_rate(driver, MODEL, count, seed) for seed in (1, 2))
     return max(rates, key=lambda batch: rates[batch])
 
@@ -66,7 +66,7 @@ def _pairs(session: Session, direct: Driver, batch: int) -> list[Row]:
     """Direct, served, direct, served: the engine that is not being measured holds its memory and no core."""
     plan = session.plan
     direct_rates, served_rates = [], []
-    count = fitted_count(direct, MODEL, plan.model_s, 100_000, WARM_UP)
+    count = fitted_count(direct, MODEL, plan.model_s, 100_000, LEAST)
     with session.logs("model MuAI") as folder, served(folder, session.fresh(), MODEL) as driver:
         bulk_rate(driver, MODEL, count // 4, 0)
         for pair in range(plan.model_pairs):
@@ -119,8 +119,8 @@ def _server(session: Session, server: HttpPeer, baseline: float) -> Row:
 
 def _repeats(session: Session, driver: Driver, row: Row, baseline: float) -> Row:
     """`row` with its metrics; `baseline` is the direct engine's median."""
-    repeats = min(PEER_REPEATS, session.plan.repeats)
-    count = fitted_count(driver, MODEL, session.plan.model_s, 100_000, 4 * WARM_UP)
+    repeats = session.plan.model_peer_repeats
+    count = fitted_count(driver, MODEL, session.plan.model_s, 100_000, LEAST)
     rates = []
     for repeat in range(repeats):
         session.on_step(f"{row.name}: {count} sentences, {repeat + 1} of {repeats}")
@@ -134,7 +134,7 @@ def _repeats(session: Session, driver: Driver, row: Row, baseline: float) -> Row
 
 def _steps(plan: Plan) -> int:
     peers = 1 + len(MODEL_QUEUES) + len(SERVERS)
-    return len(plan.sweep) + plan.model_pairs + peers * min(PEER_REPEATS, plan.repeats)
+    return len(plan.sweep) + plan.model_pairs + peers * plan.model_peer_repeats
 
 
 MEASUREMENT = Measurement(
