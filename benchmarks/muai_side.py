@@ -46,7 +46,11 @@ def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> d
     return {
         "queue": {"broker_url": redis_url},
         "optimization": {"batcher": dict(batcher or {})},
-        "monitoring": {"server": {"queue_capacity": 2_000_000}, "tracing": {"enabled": False}},
+        "monitoring": {
+            "server": {"queue_capacity": 2_000_000},
+            "tracing": {"enabled": False},
+            "prometheus": {"host": "127.0.0.1", "port": free_port()},
+        },
         "models": {
             "noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
             "minilm": {

@@ -26,8 +26,8 @@ from benchmarks.session import Session, bulk_rate, fitted_count, metric
 OURS = "MuAI"
 CONNECTIONS = 64
 BATCH = 64
-GATEWAY_PATH = "/v1/infer"
-GATEWAY_BODY = '{"model": "noop", "inputs": {"text": %s}, "wait_s": 60}'
+GATEWAY_PATH = "/v1/inference?wait=60"
+GATEWAY_BODY = '{"model": "noop", "inputs": %s}'
 GATEWAY_PACKAGES = ("fastapi", "uvicorn", "celery", "redis")
 Start = Callable[[Path], AbstractContextManager[str]]
 
