@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -19,7 +21,7 @@ from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
-from muai_producers.fleet import BatchDone, FleetView
+from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.store import Store
 
@@ -94,7 +96,7 @@ class CollectorConsumer(QuietConsumer):
             watched_store,
             ALL_ENGINES,
             leases if num_shards > 1 else None,
-            self.hostname,
+            CollectorRecord(name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()),
             lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from muai_batching.shards import ShardLeases
-from muai_producers.fleet import BatchDone, Fleet, FleetView
+from muai_producers.fleet import BatchDone, CollectorRecord, Fleet, FleetView
 from muai_producers.store import Store
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class FleetWatcher:
     Args:
         client: a Redis client; used from this thread only.
         leases: this collector's claims on shards, renewed at each look; None where there are no shards.
-        name: under which this collector is announced.
+        record: how this collector is announced.
         on_view: called with each new picture, and with the shards that are held.
         on_batch_done: called at the end of each batch.
         Both are called from the watcher's thread.
@@ -36,7 +36,7 @@ class FleetWatcher:
         store: Store,
         engines: Sequence[str],
         leases: ShardLeases | None,
-        name: str,
+        record: CollectorRecord,
         on_view: Callable[[FleetView, frozenset[int]], Any],
         on_batch_done: Callable[[BatchDone], Any],
     ) -> None:
@@ -45,7 +45,7 @@ class FleetWatcher:
         self._fleet = Fleet(store)
         self._engines = list(engines)
         self._leases = leases
-        self._name = name
+        self._record = record
         self._on_view = on_view
         self._on_batch_done = on_batch_done
         self._closed = threading.Event()
@@ -60,7 +60,7 @@ class FleetWatcher:
         self._closed.set()
         self._thread.join(timeout=5.0)
         try:
-            self._fleet.withdraw_collector(self._name)
+            self._fleet.withdraw_collector(self._record.name)
             if self._leases is not None:
                 self._leases.release()
         except redis.RedisError as error:
@@ -81,7 +81,9 @@ class FleetWatcher:
             refreshed_s = -REFRESH_S
             while not self._closed.is_set():
                 if time.monotonic() - refreshed_s >= REFRESH_S:
-                    self._on_view(self._fleet.view(self._engines), self._held())
+                    self._fleet.announce_collector(self._record)
+                    view = self._fleet.view(self._engines)
+                    self._on_view(view, self._held(view))
                     refreshed_s = time.monotonic()
                 message = pubsub.get_message(timeout=max(0.0, refreshed_s + REFRESH_S - time.monotonic()))
                 if message is not None and not self._heard(message["data"].decode()):
@@ -89,9 +91,8 @@ class FleetWatcher:
         finally:
             pubsub.close()
 
-    def _held(self) -> frozenset[int]:
-        collectors = self._fleet.announce_collector(self._name)
-        return self._leases.claim(len(collectors)) if self._leases is not None else frozenset()
+    def _held(self, view: FleetView) -> frozenset[int]:
+        return self._leases.claim(len(view.collectors)) if self._leases is not None else frozenset()
 
     def _heard(self, notice: str) -> bool:
         """Act on a notice; False when it calls for a fresh look."""
