@@ -35,6 +35,7 @@ from muai_producers.store import PENDING, REVOKED, Store, failure_answer
 
 if TYPE_CHECKING:
     from muai_config import Settings
+    from muai_producers.wire import InferenceRequest
 
 MAX_WAIT_S = 60.0
 BODY_TIMEOUT_S = 30.0
@@ -105,27 +106,29 @@ class Routes:
         wait_s, is_preference = _wait(request, headers)
         raw = await self._read(request, headers)
         inference = self._builder.build(read_body(raw), headers, self._hub.new_id())
-        if wait_s <= 0:
-            accepted = await self._admissions.add(Submission(inference, awaited=False), len(raw))
-            return await self._receipt(accepted, inference.id)
-        future = self._hub.expect(inference.id)
-        try:
-            accepted = await self._admissions.add(Submission(inference, awaited=True), len(raw))
-        except BaseException:
-            self._hub.forget(inference.id, future)
-            raise
-        standing = await self._await_result(accepted.request_id, inference.id, future, wait_s)
-        response = _answer(standing, 200 if standing.finished else 202, _also_known(accepted, inference.id))
+        submit = self._submit_and_wait if wait_s > 0 else self._submit
+        response = await submit(inference, len(raw), wait_s)
         if is_preference:
             response.headers["preference-applied"] = f"wait={wait_s:g}"
         return response
 
-    async def _receipt(self, accepted: Accepted, sent_id: str) -> Response:
-        is_new = accepted.request_id == sent_id
+    async def _submit(self, inference: InferenceRequest, num_bytes: int, _: float) -> Response:
+        accepted = await self._admissions.add(Submission(inference, awaited=False), num_bytes)
+        is_new = accepted.request_id == inference.id
         state = PENDING if is_new else (await self._hub.look(accepted.request_id)).state
-        url = status_url(accepted.request_id)
-        receipt = Receipt(id=accepted.request_id, status_url=url, state=state, queue_position=accepted.queue_position)
-        return Response(_encode(receipt), 202, {"location": url, **_also_known(accepted, sent_id)}, JSON_TYPE)
+        return _receipt(accepted, inference.id, state)
+
+    async def _submit_and_wait(self, inference: InferenceRequest, num_bytes: int, wait_s: float) -> Response:
+        future = self._hub.expect(inference.id)
+        try:
+            accepted = await self._admissions.add(Submission(inference, awaited=True), num_bytes)
+        except BaseException:
+            self._hub.forget(inference.id, future)
+            raise
+        standing = await self._await_result(accepted.request_id, inference.id, future, wait_s)
+        if standing.finished:
+            return _answer(standing, 200, _also_known(accepted, inference.id))
+        return _receipt(accepted, inference.id, standing.state)
 
     async def _await_result(
         self, request_id: str, sent_id: str, future: asyncio.Future[bytes | None], wait_s: float
@@ -229,6 +232,12 @@ def _query_wait(request: Request) -> float | None:
 
 def _answer(standing: Standing, status: int, headers: dict[str, str] | None = None) -> Response:
     return Response(_encode(standing), status, headers, JSON_TYPE)
+
+
+def _receipt(accepted: Accepted, sent_id: str, state: str) -> Response:
+    url = status_url(accepted.request_id)
+    receipt = Receipt(id=accepted.request_id, status_url=url, state=state, queue_position=accepted.queue_position)
+    return Response(_encode(receipt), 202, {"location": url, **_also_known(accepted, sent_id)}, JSON_TYPE)
 
 
 def _also_known(accepted: Accepted, sent_id: str) -> dict[str, str]:
