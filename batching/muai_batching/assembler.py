@@ -181,6 +181,12 @@ class Assembler:
             return None
         return min(queue.oldest_arrival_s() for queue in self._queues.values()) + self.policy.batch_timeout_s
 
+    def take(self, key: BatchKey) -> list[Waiting]:
+        """Take out, and return, every request under a batch key."""
+        items = self._queues[key].items()
+        self._remove(key, items, served=False)
+        return items
+
     def discard(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
         """Take out, and return, every request that `unwanted` says."""
         found: list[Waiting] = []

@@ -16,11 +16,12 @@ import redis
 from kombu.exceptions import OperationalError
 
 from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room
-from muai_batching.dispatch import Dispatcher, Handle
+from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
 from muai_batching.routing import NextAttempt, route
+from muai_batching.shards import Sharding
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -42,6 +43,7 @@ MAX_BATCHES_PER_TICK = 64
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
 MARK_CHUNK = 500
+PASS_ON_CHUNK = 256
 SHOWN_FROM_S = 0.1
 """A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
 
@@ -93,7 +95,9 @@ class Collector:
         self._wall_s = wall_s
         self._outstanding: dict[str, int] = {}
         self.latency = LatencyFits()
+        self.sharding = Sharding(settings.queue.collector_shards)
         self._refused: list[tuple[Answer | None, Handle]] = []
+        self._foreign: list[Passing] = []
         self._routes: dict[BatchKey, NextAttempt] = {}
         self._unmarked: list[Waiting] = []
 
@@ -114,6 +118,10 @@ class Collector:
             key, request, tokens = self._resolver.resolve(request)
         except MuaiError as error:
             self._refuse(request, handle, error)
+            return
+        queue = self.sharding.elsewhere(key)
+        if queue is not None:
+            self._foreign.append(Passing(queue, request, handle))
             return
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
@@ -139,6 +147,17 @@ class Collector:
         self._outstanding = dict(view.outstanding)
         self._routes.clear()
 
+    def on_shards(self, held: frozenset[int]) -> None:
+        """The shards that this collector holds from now on; what waits of others is passed on."""
+        if held == self.sharding.held:
+            return
+        self.sharding.held = held
+        for key in list(self.assembler.waiting_by_key()):
+            queue = self.sharding.elsewhere(key)
+            if queue is not None:
+                items = self.assembler.take(key)
+                self._foreign += [Passing(queue, item.request, item.handle) for item in items]
+
     def on_batch_done(self, done: BatchDone) -> None:
         """A batch has finished."""
         self._outstanding[done.engine] = done.outstanding
@@ -153,6 +172,7 @@ class Collector:
         """
         try:
             self._settle_refused()
+            self._pass_on()
             more = self._send_due()
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
@@ -176,9 +196,20 @@ class Collector:
         """Drop everything held, unacknowledged: after a lost connection the broker delivers it again."""
         self.assembler.discard(lambda _: True)
         self._refused.clear()
+        self._foreign.clear()
         self._unmarked.clear()
 
     # -- sending -------------------------------------------------------------------------------------------------
+
+    def _pass_on(self) -> None:
+        left, self._foreign = self._foreign, []
+        try:
+            while left:
+                self._foreign += self._dispatcher.pass_on(left[:PASS_ON_CHUNK])
+                left = left[PASS_ON_CHUNK:]
+        finally:
+            # What the broker may have without our knowing goes twice, and its second result is refused.
+            self._foreign += left
 
     def _send_due(self) -> bool:
         """Send what may be sent now; True when there is more than one turn's worth."""

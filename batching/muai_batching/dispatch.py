@@ -11,11 +11,11 @@ import msgspec
 from kombu import Connection, Queue
 
 from muai_batching.transport import LeaseLostError
-from muai_config.queues import ENGINE_QUEUES, engine_queue
-from muai_producers.messages import RUN_BATCH_TASK, redis_payload, task_body, task_headers
+from muai_config.queues import REQUEST_QUEUES, engine_queue
+from muai_producers.messages import RUN_BATCH_TASK, redis_payload, request_message, task_body, task_headers
 from muai_producers.store import Store
 from muai_producers.submit import publish_confirmed
-from muai_producers.wire import Batch
+from muai_producers.wire import Batch, InferenceRequest
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class Handle:
 
     channel: Any
     tag: Any
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A request on its way to another queue."""
+
+    queue: str
+    request: InferenceRequest
+    handle: Handle
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,10 @@ class Dispatcher(Protocol):
 
     def drop(self, handles: Sequence[Handle]) -> None:
         """Acknowledge messages whose requests have been answered."""
+        ...
+
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """Move requests to other queues; returns those that could not be moved."""
         ...
 
 
@@ -90,6 +103,31 @@ class RedisDispatcher:
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
 
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """See `Dispatcher.pass_on`. What is no longer this collector's stays where it went."""
+        moves = [
+            (
+                [item.handle.tag],
+                [("LPUSH", self._key_prefix + item.queue, redis_payload(*_message_of(item), item.queue))],
+            )
+            for item in items
+        ]
+        replies = items[0].handle.channel.settle_many(moves)
+        return [
+            item
+            for item, reply in zip(items, replies, strict=True)
+            if isinstance(reply, Exception) and not isinstance(reply, LeaseLostError)
+        ]
+
+
+def _message_of(item: Passing) -> tuple[dict[str, Any], bytes]:
+    _, headers, body = request_message(item.request)
+    return headers, body
+
+
+def _payload_of(item: Passing) -> bytes:
+    return redis_payload(*_message_of(item), item.queue)
+
 
 def _sent(reply: Any) -> Sent:
     if isinstance(reply, LeaseLostError):
@@ -107,7 +145,8 @@ class ConfirmingDispatcher:
     def __init__(self, store: Store, connection: Connection, queues: Sequence[Queue]) -> None:
         self._store = store
         self._connection = connection
-        self._queues = [queue for queue in queues if queue.name in ENGINE_QUEUES]
+        # A batch or a request must find its queue, also before its consumer's first start.
+        self._queues = [queue for queue in queues if queue.name not in REQUEST_QUEUES]
         self._channel: Any = None
 
     def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
@@ -148,3 +187,13 @@ class ConfirmingDispatcher:
         """See `Dispatcher.drop`."""
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
+
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """See `Dispatcher.pass_on`.
+
+        Raises:
+            kombu.exceptions.OperationalError: as `send`.
+        """
+        self._publish([(item.queue, *_message_of(item)) for item in items])
+        self.drop([item.handle for item in items])
+        return []

@@ -37,9 +37,7 @@ class QuietConsumer(Consumer):
         ]
 
 
-def serve(
-    app: Celery, *, name: str, queues: Sequence[str], pool: str, log_level: str, options: Sequence[str] = ()
-) -> None:
+def serve(app: Celery, *, name: str, queues: Sequence[str], pool: str, log_level: str) -> None:
     """Run a worker of `app` until it is told to stop. Blocks.
 
     Args:
@@ -53,4 +51,4 @@ def serve(
     warnings.filterwarnings("ignore", category=SecurityWarning)
     argv = ["--quiet", "worker", "--pool", pool, "--queues", ",".join(queues)]
     argv += ["--hostname", f"{name}@{socket.gethostname()}", "--loglevel", log_level]
-    app.worker_main([*argv, "--without-gossip", "--without-mingle", "--task-events", *options])
+    app.worker_main([*argv, "--without-gossip", "--without-mingle", "--task-events"])

@@ -25,5 +25,10 @@ def engine_queue(engine: str) -> str:
     return f"engine.{engine}"
 
 
+def shard_queue(shard: int) -> str:
+    """The queue of the requests that another collector passed on to the one that holds `shard`."""
+    return f"{INFERENCE}.shard.{shard}"
+
+
 ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ALL_ENGINES)
 ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW)

@@ -54,6 +54,7 @@ class StoreKeys:
         self.runs = f"{prefix}:runs"
         self.fleet_channel = f"{prefix}:fleet"
         self.workers = f"{prefix}:workers"
+        self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
 

@@ -75,6 +75,8 @@ class Stack:
         for name, role in workers.items():
             self.processes[name] = self._process(name, role, name)
         self.processes["control"] = self._process("control", "control", "control")
+        self.verified = True
+        """Whether all that was submitted was found well: no test need fear what an earlier one left."""
         self.witness = Witness(state.port)
         self.client = InferenceClient(self.settings)
 
@@ -89,8 +91,6 @@ class Stack:
                 "broker_url": broker_url,
                 "redis_url": broker_url if same else self.state.url(),
                 "lease_ttl_s": self._lease_ttl_s,
-                # Innocent companions of several killed workers must not be taken for killers.
-                "max_deliveries": 5,
             },
             "monitoring": {"server": {"queue_capacity": 100_000}, "tracing": {"enabled": False}},
             "models": dict(self._models),
@@ -116,17 +116,21 @@ class Stack:
     def start(self) -> None:
         for process in self.processes.values():
             process.start()
+        self.wait_whole()
+
+    def wait_whole(self) -> None:
+        """Wait until every process works."""
         for process in self.processes.values():
             process.wait_ready()
-        workers = [process.name for process in self.processes.values() if process.name.startswith("worker")]
-        wait_until(lambda: self.num_alive() >= len(workers), what="the workers' announcement")
+        num_workers = sum(name.startswith("worker") for name in self.processes)
+        wait_until(lambda: self.num_alive() >= num_workers, what="the workers' announcement")
 
     def num_alive(self) -> int:
         return int(self.state.client.hlen(self.client.store.keys.workers))  # type: ignore[arg-type]
 
     def stop(self) -> None:
         for process in self.processes.values():
-            process.signal(signal.SIGTERM)
+            process.begin_stop()
         for process in self.processes.values():
             process.stop()
         self.client.close()
@@ -136,6 +140,7 @@ class Stack:
 
     def submit(self, count: int, *, model: str = "noop", texts: Sequence[str] = ()) -> Load:
         """Submit `count` requests, and those of `texts` besides, in one call."""
+        self.verified = False
         refused = self.refused()
         inputs = [*texts, *(f"request {number}" for number in range(count))]
         load = Load(self.client.submit_many({"model": model, "inputs": text} for text in inputs), refused)
@@ -150,9 +155,9 @@ class Stack:
         """Wait until that share of the load is answered."""
         self.witness.wait_for(load.ids, max(1, int(len(load.ids) * share)), ANSWER_LIMIT_S)
 
-    def kill(self, load: Load, *names: str) -> None:
-        """SIGKILL to processes, all at the same moment."""
-        load.faults_s.append(min(self.processes[name].signal(signal.SIGKILL) for name in names))
+    def signal(self, load: Load, number: signal.Signals, *names: str) -> None:
+        """A signal to processes, to all at the same moment."""
+        load.faults_s.append(min(self.processes[name].signal(number) for name in names))
 
     def runs(self) -> list[list[str]]:
         """The ids of each run of a batch on a fake engine, in order."""
@@ -187,6 +192,8 @@ class Stack:
         assert at_first == at_last, "a terminal state changed"
         assert figures.longest_pause_s < RESUME_LIMIT_S, figures
         keep(figures)
+        self.wait_whole()
+        self.verified = True
         return figures
 
     def _settle_down(self) -> None:

@@ -39,6 +39,7 @@ class Supervised:
         """How often it was started."""
         self._changed = threading.Condition()
         self._ready_life = 0
+        self._wanted_life = 1
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep_alive, name=f"supervise-{name}", daemon=True)
@@ -74,11 +75,10 @@ class Supervised:
                         self._ready_life = self.lives
                         self._changed.notify_all()
 
-    def wait_ready(self, life: int | None = None) -> None:
-        """Wait until its present life, or that of the given number, consumes."""
-        wanted = life or max(1, self.lives)
+    def wait_ready(self) -> None:
+        """Wait until it consumes: in its next life where it was told to end the present one."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ready_life >= wanted, START_LIMIT_S):
+            if not self._changed.wait_for(lambda: self._ready_life >= self._wanted_life, START_LIMIT_S):
                 raise AssertionError(f"{self.name} did not get ready:\n{self.log_tail()}")
 
     def signal(self, number: signal.Signals) -> float:
@@ -86,6 +86,8 @@ class Supervised:
         with self._changed:
             assert self._process is not None
             now_s = time.monotonic()
+            if number in (signal.SIGKILL, signal.SIGTERM):
+                self._wanted_life = self.lives + 1
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
             return now_s
@@ -93,15 +95,19 @@ class Supervised:
     def restart(self, **environment: str) -> None:
         """End it softly and wait until the next life consumes, in another environment."""
         self.environment.update(environment)
-        next_life = self.lives + 1
         self.signal(signal.SIGTERM)
-        self.wait_ready(next_life)
+        self.wait_ready()
+
+    def begin_stop(self) -> None:
+        """Ask it to end, and start it no more."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
 
     def stop(self, limit_s: float = 15.0) -> None:
         """End it softly, or by force after a while."""
-        self._stopping.set()
-        self.signal(signal.SIGCONT)
-        self.signal(signal.SIGTERM)
+        self.begin_stop()
         self._thread.join(limit_s)
         if self._thread.is_alive():
             self.signal(signal.SIGKILL)

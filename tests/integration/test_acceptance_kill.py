@@ -6,6 +6,7 @@ Were it to fail, an accepted request would be lost, or answered twice, when a GP
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -60,7 +61,7 @@ def test_given_four_producers_when_a_worker_is_killed_then_each_request_has_one_
     load = Load([], stack.refused())
     producers = [start_producer(stack, f"producer-{number}") for number in range(NUM_PRODUCERS)]
     stack.witness.wait_for_any(len(producers) * REQUESTS_PER_MODEL // 2, PRODUCER_LIMIT_S)
-    stack.kill(load, "worker-1")
+    stack.signal(load, signal.SIGKILL, "worker-1")
     said = [json.loads(producer.communicate(timeout=PRODUCER_LIMIT_S)[0]) for producer in producers]
 
     for one in said:

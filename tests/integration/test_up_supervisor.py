@@ -205,7 +205,13 @@ def test_Given_requests_that_are_not_answered_in_time_Then_their_number_is_told(
 
 
 def test_Given_a_process_that_does_not_stop_When_told_twice_Then_everything_is_killed(supervise: Start) -> None:
-    running = supervise(script("engine", Role.ENGINE, STUBBORN), script("redis", Role.REDIS, POLITE))
+    running = supervise(
+        script("engine", Role.ENGINE, STUBBORN),
+        script("redis", Role.REDIS, POLITE),
+        observe=lambda: Observation(time.monotonic(), 3, None, frozenset()),
+        drain=True,
+        grace_s=600.0,
+    )
     running.wait_for("engine", "up")
     running.wait_for("redis", "up")
     running.supervisor.request_stop()
