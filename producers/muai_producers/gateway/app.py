@@ -87,7 +87,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
-    app.include_router(gateway.routes.router())
+    gateway.routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
