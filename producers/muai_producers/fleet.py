@@ -73,6 +73,32 @@ class FleetView:
         return sum(worker.slots * (1 + worker.ahead) for worker in self.workers if worker.engine == engine)
 
 
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch has left an engine's slot."""
+
+    engine: str
+    outstanding: int
+    """Batches that the engine still has, running or waiting."""
+    took_s: float = 0.0
+    size: int = 0
+    """Requests that it ran; 0 when it did not run."""
+    model: str = ""
+
+    @classmethod
+    def from_notice(cls, notice: str) -> BatchDone | None:
+        """Read a notice of the fleet channel; None when it is of another kind."""
+        kind, *fields = notice.split("\t")
+        if kind != "done":
+            return None
+        engine, outstanding, took_s, size, model = fields
+        return cls(engine, int(outstanding), float(took_s), int(size), model)
+
+    def to_notice(self) -> str:
+        """Inverse of `from_notice`. The store's script for the end of a batch writes the same."""
+        return "\t".join(("done", self.engine, str(self.outstanding), str(self.took_s), str(self.size), self.model))
+
+
 class Fleet:
     """Reads and writes the announcements.
 
@@ -84,7 +110,6 @@ class Fleet:
         self._store = store
         self._client: Any = store.client
         self._keys = store.keys
-        self._collectors = f"{store.keys.prefix}:collectors"
 
     def announce(self, record: WorkerRecord, *, is_news: bool = False) -> None:
         """Say that a worker lives; `is_news` tells the collectors at once."""
@@ -106,14 +131,14 @@ class Fleet:
     def announce_collector(self, record: CollectorRecord) -> None:
         """Say that a collector lives."""
         pipe = self._client.pipeline(transaction=False)
-        pipe.hset(self._collectors, record.name, msgspec.json.encode(record))
+        pipe.hset(self._keys.collectors, record.name, msgspec.json.encode(record))
         pipe.set(self._alive(COLLECTOR + record.name), 1, px=int(ALIVE_S * 1000))
         pipe.execute()
 
     def withdraw_collector(self, name: str) -> None:
         """Say that a collector is going."""
         pipe = self._client.pipeline(transaction=False)
-        pipe.hdel(self._collectors, name)
+        pipe.hdel(self._keys.collectors, name)
         pipe.delete(self._alive(COLLECTOR + name))
         pipe.execute()
 
@@ -133,14 +158,14 @@ class Fleet:
         """The fleet now, with the outstanding batches of `engines`. Forgets workers that are gone."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(self._keys.workers)
-        pipe.hgetall(self._collectors)
+        pipe.hgetall(self._keys.collectors)
         pipe.hgetall(self._keys.circuits)
         for engine in engines:
             pipe.zcard(self._keys.outstanding(engine))
         workers, collectors, circuits, *outstanding = pipe.execute()
         return FleetView(
             workers=self._alive_ones(self._keys.workers, "", _decoded(workers, WorkerRecord)),
-            collectors=self._alive_ones(self._collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
+            collectors=self._alive_ones(self._keys.collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
             cooling=self._cooling(circuits),
             outstanding=dict(zip(engines, outstanding, strict=True)),
         )

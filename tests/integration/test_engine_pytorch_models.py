@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -107,13 +108,28 @@ def test_too_little_memory_is_told_apart_from_other_failures(
         list(engine.run(spec, "embedding", [models.request("one", spec, "A cat sleeps.")]))
 
 
-def test_two_builds_of_a_tiny_model_are_the_same(tmp_path: Path) -> None:
-    from muai_workers.models.tiny import build_tiny_causal
+def _build_all(folder: Path) -> None:
+    import torch
 
-    first = build_tiny_causal(tmp_path / "first", train=False)
-    second = build_tiny_causal(tmp_path / "second", train=False)
-    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+    from muai_workers.models.tiny import build_tiny_causal, build_tiny_classifier, build_tiny_seq2seq
+
+    torch.set_num_threads(1)
+    build_tiny_causal(folder / "causal", train=False)
+    build_tiny_classifier(folder / "classifier")
+    build_tiny_seq2seq(folder / "seq2seq")
+
+
+def test_tiny_models_are_the_same_in_every_process(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_build_all, args=(tmp_path / name,)) for name in ("first", "second")]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=100)
+    first, second = tmp_path / "first", tmp_path / "second"
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len([file for file in files if file.suffix == ".safetensors"]) == 3
+    assert [file for file in files if (first / file).read_bytes() != (second / file).read_bytes()] == []
 
 
 def test_a_cut_prompt_leaves_room_for_its_answer(engine: PyTorchEngine) -> None:

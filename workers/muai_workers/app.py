@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
+from celery import Celery, signals
+from celery.beat import EmbeddedService
 
-from muai_batching.serving import serve
+from muai_batching.serving import QuietConsumer, serve
 from muai_config import celery_settings, load_settings
 from muai_config.queues import CONTROL, WORKFLOW, engine_queue
 
@@ -36,6 +37,7 @@ def create_control_app(settings: Settings) -> Celery:
 
     app = Celery("muai.control", set_as_current=False)
     app.conf.update(celery_settings(settings, "control"))
+    app.conf.worker_consumer = QuietConsumer
     register(app, settings)
     return app
 
@@ -65,14 +67,25 @@ def run_control(
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
     """
-    serve(
-        create_control_app(settings),
-        name=name or f"control-{os.getpid()}",
-        queues=[CONTROL, WORKFLOW],
-        pool="threads",
-        log_level=log_level,
-        options=["--beat"] if beat else [],
-    )
+    app = create_control_app(settings)
+    if beat:
+        _embed_beat(app)
+    serve(app, name=name or f"control-{os.getpid()}", queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+
+
+def _embed_beat(app: Celery) -> None:
+    """Run beat in a thread of the worker's process.
+
+    What Celery's own --beat starts is a child process, and a worker that is killed leaves it behind, scheduling for
+    ever.
+    """
+
+    def start(**_: Any) -> None:
+        beat: Any = EmbeddedService(app, thread=True)
+        beat.start()
+        signals.worker_shutdown.connect(lambda **_: beat.stop(), weak=False)
+
+    signals.worker_ready.connect(start, weak=False)
 
 
 def __getattr__(name: str) -> Any:

@@ -140,13 +140,12 @@ def _causal_tokenizer(context_tokens: int) -> Any:
 
 
 def _word_tokenizer(texts: Iterable[str]) -> Any:
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Whole words in alphabetical order: a trainer of word pieces gives another vocabulary at each run.
+    words = sorted({word for text in texts for word in text.split()} | set(".,!?"))
+    vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *words))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=600, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
-    )
-    backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, backend.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     )
