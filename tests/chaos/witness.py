@@ -6,6 +6,7 @@ Redis itself tells of every key that is set, in order; so a second write of a te
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Iterable
@@ -118,7 +119,7 @@ class Witness:
         """The longest time without any result, from `since_s` to the last result."""
         moments = sorted(self._finished[request_id] for request_id in ids if request_id in self._finished)
         times = [since_s, *(moment for moment in moments if moment > since_s)]
-        return max((later - sooner for sooner, later in zip(times, times[1:], strict=False)), default=0.0)
+        return max((later - sooner for sooner, later in itertools.pairwise(times)), default=0.0)
 
     def terminal(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The terminal states that the store has now."""

@@ -80,7 +80,7 @@ def _embed_beat(app: Celery) -> None:
     """
 
     def start(**_: Any) -> None:
-        beat = EmbeddedService(app, thread=True)
+        beat: Any = EmbeddedService(app, thread=True)
         beat.start()
         signals.worker_shutdown.connect(lambda **_: beat.stop(), weak=False)
 
