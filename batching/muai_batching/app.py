@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.worker import state as worker_state
-from celery.worker.consumer import Consumer
 from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
-from muai_batching.serving import serve
+from muai_batching.serving import QuietConsumer, serve
+from muai_batching.shards import ShardLeases
 from muai_batching.watcher import FleetWatcher
 from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
-from muai_config.queues import REQUEST_QUEUES
+from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
-from muai_producers.fleet import FleetView
+from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.store import Store
 
@@ -45,13 +47,12 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-class CollectorConsumer(Consumer):
+class CollectorConsumer(QuietConsumer):
     """A Celery consumer that hands the messages of `muai.infer` to the collector instead of to a pool.
 
     Any other message on the request queues is answered and kept as a dead letter.
     """
 
-    hub: Any
     collector: Collector | None = None
     settings: Settings
 
@@ -73,6 +74,7 @@ class CollectorConsumer(Consumer):
         return on_task_received
 
     def _start_collecting(self) -> None:
+        self._consumed_shards: frozenset[int] = frozenset()
         if self.collector is not None:
             self.collector.forget_all()
             return
@@ -86,24 +88,39 @@ class CollectorConsumer(Consumer):
         self._tick_scheduled = False
         self._timer: Any = None
         watched = state_client(settings.queue.state_url)
+        watched_store = Store(watched, prefix=settings.queue.key_prefix)
+        num_shards = settings.queue.collector_shards
+        leases = ShardLeases(watched_store, self.hostname, num_shards, settings.queue.lease_ttl_s)
         self._watcher = FleetWatcher(
             watched,
-            Store(watched, prefix=settings.queue.key_prefix),
+            watched_store,
             ALL_ENGINES,
-            lambda view: self.hub.call_soon(self._on_fleet, view),
-            lambda *notice: self.hub.call_soon(self._on_batch_done, *notice),
+            leases if num_shards > 1 else None,
+            CollectorRecord(name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()),
+            lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
+            lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
 
-    def _on_fleet(self, view: FleetView) -> None:
+    def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
         self.collector.on_fleet(view)
+        if self.collector.sharding.num_shards > 1:
+            self._consume_shards(held)
+            self.collector.on_shards(held)
         self.collector.sweep()
         self._tick()
 
-    def _on_batch_done(self, engine: str, outstanding: int, took_s: float) -> None:
+    def _consume_shards(self, held: frozenset[int]) -> None:
+        for shard in held - self._consumed_shards:
+            self.add_task_queue(shard_queue(shard))
+        for shard in self._consumed_shards - held:
+            self.cancel_task_queue(shard_queue(shard))
+        self._consumed_shards = held
+
+    def _on_batch_done(self, done: BatchDone) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(engine, outstanding, took_s)
+        self.collector.on_batch_done(done)
         # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
         self._tick()
 

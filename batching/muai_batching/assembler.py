@@ -39,6 +39,8 @@ class BatchPolicy:
     """Waiting time that one step of priority is worth."""
     lookahead: int = 256
     """Requests, next in order, among which companions of like length are chosen."""
+    latency_target_s: float | None = None
+    """What 95 % of requests should take at most; batches are kept small enough for it. None: no target."""
 
     @property
     def size_limit(self) -> int:
@@ -54,6 +56,8 @@ class Room:
     """Slots with nothing to do."""
     ahead: int
     """Batches that may be sent in all, those that wait at the workers behind a running one included."""
+    max_size: int = 1_000_000
+    """Largest batch that keeps to the latency target there."""
 
 
 NO_ROOM = Room(0, 0)
@@ -80,7 +84,7 @@ def should_send(count: int, oldest_wait_s: float, room: Room, policy: BatchPolic
     """
     if count == 0:
         return False
-    full = count >= policy.size_limit
+    full = count >= min(policy.size_limit, room.max_size)
     timed_out = oldest_wait_s >= policy.batch_timeout_s
     if not policy.adaptive or not policy.enabled:
         return full or timed_out
@@ -89,14 +93,14 @@ def should_send(count: int, oldest_wait_s: float, room: Room, policy: BatchPolic
     return room.ahead > 0 and full
 
 
-def choose(queue: FairQueue, policy: BatchPolicy, now_s: float) -> tuple[Waiting, ...]:
+def choose(queue: FairQueue, policy: BatchPolicy, now_s: float, max_size: int) -> tuple[Waiting, ...]:
     """The requests of the next batch: the next in order, and those nearest to it in length among the following.
 
     A padded batch costs its longest request times its size, so companions are taken from a window of the requests
     sorted by length that contains the next one. Every batch serves the request that is next in order, and requests
     past `max_wait_s` come first come, first served, so none is passed over for long.
     """
-    limit = policy.size_limit
+    limit = min(policy.size_limit, max_size)
     candidates = queue.peek(limit if len(queue) <= limit else max(limit, policy.lookahead))
     first = candidates[0]
     if len(candidates) <= limit or now_s - first.arrived_s > policy.max_wait_s:
@@ -159,16 +163,15 @@ class Assembler:
         Args:
             room: what the engine of a batch key can take; None while no engine serves it, which holds its requests.
         """
-        ready: list[tuple[float, BatchKey]] = []
+        ready: list[tuple[float, BatchKey, int]] = []
         for key, queue in self._queues.items():
             space, oldest_s = room(key), queue.oldest_arrival_s()
             if space is not None and should_send(len(queue), now_s - oldest_s, space, self.policy):
-                ready.append((oldest_s, key))
+                ready.append((oldest_s, key, space.max_size))
         if not ready:
             return None
-        _, key = min(ready, key=lambda entry: entry[0])
-        queue = self._queues[key]
-        items = choose(queue, self.policy, now_s)
+        _, key, max_size = min(ready, key=lambda entry: entry[0])
+        items = choose(self._queues[key], self.policy, now_s, max_size)
         self._remove(key, items, served=True)
         return Formed(key, items)
 
@@ -177,6 +180,12 @@ class Assembler:
         if not self._queues or (self.policy.adaptive and self.policy.enabled and self.policy.min_batch_size <= 1):
             return None
         return min(queue.oldest_arrival_s() for queue in self._queues.values()) + self.policy.batch_timeout_s
+
+    def take(self, key: BatchKey) -> list[Waiting]:
+        """Take out, and return, every request under a batch key."""
+        items = self._queues[key].items()
+        self._remove(key, items, served=False)
+        return items
 
     def discard(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
         """Take out, and return, every request that `unwanted` says."""

@@ -16,13 +16,21 @@ import redis
 from kombu.exceptions import OperationalError
 
 from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room
-from muai_batching.dispatch import Dispatcher, Handle
+from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
+from muai_batching.latency import LatencyFits
 from muai_batching.routing import NextAttempt, route
+from muai_batching.shards import Sharding
 from muai_producers.dead_letters import DeadLetters
-from muai_producers.errors import DeadlineExceededError, MalformedMessageError, MuaiError, RequestCancelledError
-from muai_producers.fleet import FleetView
+from muai_producers.errors import (
+    DeadlineExceededError,
+    MalformedMessageError,
+    MuaiError,
+    PayloadTooLargeError,
+    RequestCancelledError,
+)
+from muai_producers.fleet import BatchDone, FleetView
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
 
@@ -35,6 +43,7 @@ MAX_BATCHES_PER_TICK = 64
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
 MARK_CHUNK = 500
+PASS_ON_CHUNK = 256
 SHOWN_FROM_S = 0.1
 """A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
 
@@ -51,6 +60,7 @@ def policy_from(settings: Settings) -> BatchPolicy:
         enabled=batcher.enabled and settings.optimization.enabled,
         max_wait_s=batcher.max_wait_ms / 1000,
         ageing_s=batcher.max_wait_ms / 1000 / PRIORITY_STEPS,
+        latency_target_s=None if batcher.latency_target_ms is None else batcher.latency_target_ms / 1000,
     )
 
 
@@ -80,11 +90,14 @@ class Collector:
         self._dispatcher = dispatcher
         self._resolver = Resolver(settings)
         self._is_revoked = is_revoked
+        self._max_payload_bytes = settings.queue.max_payload_mb * 1_000_000
         self._monotonic_s = monotonic_s
         self._wall_s = wall_s
         self._outstanding: dict[str, int] = {}
-        self._took_s: dict[str, float] = {}
+        self.latency = LatencyFits()
+        self.sharding = Sharding(settings.queue.collector_shards)
         self._refused: list[tuple[Answer | None, Handle]] = []
+        self._foreign: list[Passing] = []
         self._routes: dict[BatchKey, NextAttempt] = {}
         self._unmarked: list[Waiting] = []
 
@@ -94,6 +107,7 @@ class Collector:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
         try:
+            self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
         except MuaiError as error:
             self._refuse_message(message, handle, error)
@@ -105,9 +119,22 @@ class Collector:
         except MuaiError as error:
             self._refuse(request, handle, error)
             return
+        queue = self.sharding.elsewhere(key)
+        if queue is not None:
+            self._foreign.append(Passing(queue, request, handle))
+            return
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
         self._unmarked.append(item)
+
+    def _check_size(self, message: Any) -> None:
+        """Our own clients check before they send; others cannot know the limit."""
+        num_bytes = len(message.body)
+        if num_bytes > self._max_payload_bytes:
+            raise PayloadTooLargeError(
+                f"the request has {num_bytes} bytes, allowed are {self._max_payload_bytes} (queue.max_payload_mb)",
+                {"bytes": num_bytes, "max_bytes": self._max_payload_bytes},
+            )
 
     def on_undecodable(self, message: Any, error: Exception) -> None:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
@@ -120,10 +147,22 @@ class Collector:
         self._outstanding = dict(view.outstanding)
         self._routes.clear()
 
-    def on_batch_done(self, engine: str, outstanding: int, took_s: float = 0.0) -> None:
-        """A batch of the engine has finished after `took_s`; `outstanding` are left."""
-        self._outstanding[engine] = outstanding
-        self._took_s[engine] = took_s
+    def on_shards(self, held: frozenset[int]) -> None:
+        """The shards that this collector holds from now on; what waits of others is passed on."""
+        if held == self.sharding.held:
+            return
+        self.sharding.held = held
+        for key in list(self.assembler.waiting_by_key()):
+            queue = self.sharding.elsewhere(key)
+            if queue is not None:
+                items = self.assembler.take(key)
+                self._foreign += [Passing(queue, item.request, item.handle) for item in items]
+
+    def on_batch_done(self, done: BatchDone) -> None:
+        """A batch has finished."""
+        self._outstanding[done.engine] = done.outstanding
+        if done.size:
+            self.latency.add(done.engine, done.model, done.size, done.took_s)
 
     def tick(self) -> float | None:
         """Send what is due.
@@ -133,6 +172,7 @@ class Collector:
         """
         try:
             self._settle_refused()
+            self._pass_on()
             more = self._send_due()
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
@@ -156,9 +196,20 @@ class Collector:
         """Drop everything held, unacknowledged: after a lost connection the broker delivers it again."""
         self.assembler.discard(lambda _: True)
         self._refused.clear()
+        self._foreign.clear()
         self._unmarked.clear()
 
     # -- sending -------------------------------------------------------------------------------------------------
+
+    def _pass_on(self) -> None:
+        left, self._foreign = self._foreign, []
+        try:
+            while left:
+                self._foreign += self._dispatcher.pass_on(left[:PASS_ON_CHUNK])
+                left = left[PASS_ON_CHUNK:]
+        finally:
+            # What the broker may have without our knowing goes twice, and its second result is refused.
+            self._foreign += left
 
     def _send_due(self) -> bool:
         """Send what may be sent now; True when there is more than one turn's worth."""
@@ -188,8 +239,9 @@ class Collector:
                 self._put_back(formed, frozenset())
             raise
         for (batch, formed), outcome in zip(due, sent, strict=True):
-            if outcome.lost:
-                log.warning("%d of the requests of a batch went to another collector", len(outcome.lost))
+            if outcome.lost or outcome.error is not None:
+                reason = outcome.error or f"{len(outcome.lost)} of its requests went to another collector"
+                log.warning("a batch was not sent: %s", reason)
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
             elif outcome.outstanding is not None:
@@ -237,13 +289,19 @@ class Collector:
         outstanding = self._outstanding.get(engine, 0)
         idle = self.fleet.slots(engine) - outstanding
         ahead = self.fleet.capacity(engine) - outstanding
-        return Room(max(0, idle), ahead) if ahead > 0 else NO_ROOM
+        if ahead <= 0:
+            return NO_ROOM
+        target_s, limit = self.assembler.policy.latency_target_s, self.assembler.policy.size_limit
+        if target_s is None or not self.assembler.policy.adaptive:
+            return Room(max(0, idle), ahead)
+        return Room(max(0, idle), ahead, self.latency.of(engine, key.model).largest_size(target_s, limit))
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
         for batch in batches:
             waits = self._outstanding.get(batch.engine, 0) > self.fleet.slots(batch.engine)
-            if waits and self._took_s.get(batch.engine, SHOWN_FROM_S) >= SHOWN_FROM_S:
+            fit = self.latency.of(batch.engine, batch.model)
+            if waits and (not fit.num_samples or fit.predict_s(len(batch.requests)) >= SHOWN_FROM_S):
                 info = {"batch_id": batch.id, "engine": batch.engine, "batch_size": len(batch.requests)}
                 self._store.mark(BATCHED, [request.id for request in batch.requests], info)
 

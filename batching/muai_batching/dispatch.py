@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import msgspec
 from kombu import Connection, Queue
 
-from muai_config.queues import ENGINE_QUEUES, engine_queue
-from muai_producers.messages import RUN_BATCH_TASK, redis_payload, task_body, task_headers
+from muai_batching.transport import LeaseLostError
+from muai_config.queues import REQUEST_QUEUES, engine_queue
+from muai_producers.messages import RUN_BATCH_TASK, redis_payload, request_message, task_body, task_headers
 from muai_producers.store import Store
 from muai_producers.submit import publish_confirmed
-from muai_producers.wire import Batch
+from muai_producers.wire import Batch, InferenceRequest
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,26 @@ class Handle:
 
 
 @dataclass(frozen=True)
+class Passing:
+    """A request on its way to another queue."""
+
+    queue: str
+    request: InferenceRequest
+    handle: Handle
+
+
+@dataclass(frozen=True)
 class Sent:
     """How sending one batch went.
 
     Exactly one holds: it was sent (`outstanding` batches are now with the engine), or messages in `lost` are no
-    longer this collector's and nothing was sent.
+    longer this collector's and nothing was sent, or the broker gave an `error` and nothing was sent.
     """
 
     outstanding: int | None = None
     """None: it was sent, but the broker's word on how many there are got lost."""
     lost: frozenset[Any] = frozenset()
+    error: Exception | None = None
 
 
 class Dispatcher(Protocol):
@@ -47,6 +58,10 @@ class Dispatcher(Protocol):
 
     def drop(self, handles: Sequence[Handle]) -> None:
         """Acknowledge messages whose requests have been answered."""
+        ...
+
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """Move requests to other queues; returns those that could not be moved."""
         ...
 
 
@@ -68,16 +83,11 @@ class RedisDispatcher:
         """See `Dispatcher.send`."""
         if not batches:
             return []
-        from muai_batching.transport import LeaseLostError
-
         channel = batches[0][1][0].channel
         replies = channel.settle_many(
             [([handle.tag for handle in handles], self._commands(batch)) for batch, handles in batches]
         )
-        return [
-            Sent(lost=frozenset(reply.tags)) if isinstance(reply, LeaseLostError) else Sent(outstanding=reply[2])
-            for reply in replies
-        ]
+        return [_sent(reply) for reply in replies]
 
     def _commands(self, batch: Batch) -> list[tuple[str | bytes, ...]]:
         queue, headers, body = batch_message(batch)
@@ -93,6 +103,37 @@ class RedisDispatcher:
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
 
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """See `Dispatcher.pass_on`. What is no longer this collector's stays where it went."""
+        moves = [
+            (
+                [item.handle.tag],
+                [("LPUSH", self._key_prefix + item.queue, redis_payload(*_message_of(item), item.queue))],
+            )
+            for item in items
+        ]
+        replies = items[0].handle.channel.settle_many(moves)
+        return [
+            item
+            for item, reply in zip(items, replies, strict=True)
+            if isinstance(reply, Exception) and not isinstance(reply, LeaseLostError)
+        ]
+
+
+def _message_of(item: Passing) -> tuple[dict[str, Any], bytes]:
+    _, headers, body = request_message(item.request)
+    return headers, body
+
+
+def _payload_of(item: Passing) -> bytes:
+    return redis_payload(*_message_of(item), item.queue)
+
+
+def _sent(reply: Any) -> Sent:
+    if isinstance(reply, LeaseLostError):
+        return Sent(lost=frozenset(reply.tags))
+    return Sent(error=reply) if isinstance(reply, Exception) else Sent(outstanding=reply[2])
+
 
 class ConfirmingDispatcher:
     """Any other broker: batches are published with confirmation, then their requests' messages acknowledged.
@@ -104,7 +145,8 @@ class ConfirmingDispatcher:
     def __init__(self, store: Store, connection: Connection, queues: Sequence[Queue]) -> None:
         self._store = store
         self._connection = connection
-        self._queues = [queue for queue in queues if queue.name in ENGINE_QUEUES]
+        # A batch or a request must find its queue, also before its consumer's first start.
+        self._queues = [queue for queue in queues if queue.name not in REQUEST_QUEUES]
         self._channel: Any = None
 
     def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
@@ -145,3 +187,13 @@ class ConfirmingDispatcher:
         """See `Dispatcher.drop`."""
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
+
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        """See `Dispatcher.pass_on`.
+
+        Raises:
+            kombu.exceptions.OperationalError: as `send`.
+        """
+        self._publish([(item.queue, *_message_of(item)) for item in items])
+        self.drop([item.handle for item in items])
+        return []

@@ -1,4 +1,4 @@
-"""Keeps the collector's picture of the fleet fresh, from a thread of its own."""
+"""Keeps the collector's picture of the fleet fresh, and the fleet's of the collector, from a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import redis
 
-from muai_producers.fleet import Fleet, FleetView
+from muai_batching.shards import ShardLeases
+from muai_producers.fleet import BatchDone, CollectorRecord, Fleet, FleetView
 from muai_producers.store import Store
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,10 @@ class FleetWatcher:
 
     Args:
         client: a Redis client; used from this thread only.
-        on_view: called with each new picture.
-        on_batch_done: called with an engine, its outstanding batches, and the seconds that the finished one took.
+        leases: this collector's claims on shards, renewed at each look; None where there are no shards.
+        record: how this collector is announced.
+        on_view: called with each new picture, and with the shards that are held.
+        on_batch_done: called at the end of each batch.
         Both are called from the watcher's thread.
     """
 
@@ -32,13 +35,17 @@ class FleetWatcher:
         client: redis.Redis,
         store: Store,
         engines: Sequence[str],
-        on_view: Callable[[FleetView], Any],
-        on_batch_done: Callable[[str, int, float], Any],
+        leases: ShardLeases | None,
+        record: CollectorRecord,
+        on_view: Callable[[FleetView, frozenset[int]], Any],
+        on_batch_done: Callable[[BatchDone], Any],
     ) -> None:
         self._client = client
         self._channel = store.keys.fleet_channel
         self._fleet = Fleet(store)
         self._engines = list(engines)
+        self._leases = leases
+        self._record = record
         self._on_view = on_view
         self._on_batch_done = on_batch_done
         self._closed = threading.Event()
@@ -52,6 +59,12 @@ class FleetWatcher:
         """End the thread."""
         self._closed.set()
         self._thread.join(timeout=5.0)
+        try:
+            self._fleet.withdraw_collector(self._record.name)
+            if self._leases is not None:
+                self._leases.release()
+        except redis.RedisError as error:
+            log.warning("could not withdraw this collector (%s); its announcement runs out by itself", error)
 
     def _watch(self) -> None:
         while not self._closed.is_set():
@@ -68,7 +81,9 @@ class FleetWatcher:
             refreshed_s = -REFRESH_S
             while not self._closed.is_set():
                 if time.monotonic() - refreshed_s >= REFRESH_S:
-                    self._on_view(self._fleet.view(self._engines))
+                    self._fleet.announce_collector(self._record)
+                    view = self._fleet.view(self._engines)
+                    self._on_view(view, self._held(view))
                     refreshed_s = time.monotonic()
                 message = pubsub.get_message(timeout=max(0.0, refreshed_s + REFRESH_S - time.monotonic()))
                 if message is not None and not self._heard(message["data"].decode()):
@@ -76,11 +91,13 @@ class FleetWatcher:
         finally:
             pubsub.close()
 
+    def _held(self, view: FleetView) -> frozenset[int]:
+        return self._leases.claim(len(view.collectors)) if self._leases is not None else frozenset()
+
     def _heard(self, notice: str) -> bool:
         """Act on a notice; False when it calls for a fresh look."""
-        kind, *rest = notice.split("\t")
-        if kind != "done":
+        done = BatchDone.from_notice(notice)
+        if done is None:
             return False
-        engine, outstanding, took_s = rest
-        self._on_batch_done(engine, int(outstanding), float(took_s))
+        self._on_batch_done(done)
         return True

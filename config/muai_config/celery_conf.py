@@ -122,7 +122,7 @@ def _queues(settings: Settings) -> dict[str, Any]:
     return {
         "task_queues": [
             Queue(name, Exchange(name, type="direct"), routing_key=name, durable=True, queue_arguments=dict(arguments))
-            for name in queues.ALL_QUEUES
+            for name in (*queues.ALL_QUEUES, *_shard_queues(settings))
         ],
         "task_default_queue_type": "classic" if settings.queue.broker_is_redis else "quorum",
         # A misspelt queue is an error at once, not a queue that nobody consumes.
@@ -133,6 +133,11 @@ def _queues(settings: Settings) -> dict[str, Any]:
             "muai.workflow.*": {"queue": queues.WORKFLOW},
         },
     }
+
+
+def _shard_queues(settings: Settings) -> list[str]:
+    num_shards = settings.queue.collector_shards
+    return [queues.shard_queue(shard) for shard in range(num_shards)] if num_shards > 1 else []
 
 
 def _worker(settings: Settings, role: Role) -> dict[str, Any]:

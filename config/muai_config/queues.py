@@ -12,7 +12,6 @@ REQUEST_QUEUES: Final[tuple[str, ...]] = (INFERENCE_HIGH, INFERENCE, INFERENCE_L
 opposite way round, quorum queues have none, and monitors read the depth of one list only."""
 CONTROL: Final = "control"
 WORKFLOW: Final = "workflow"
-DEAD: Final = "dead"
 
 
 def engine_queue(engine: str) -> str:
@@ -26,5 +25,10 @@ def engine_queue(engine: str) -> str:
     return f"engine.{engine}"
 
 
+def shard_queue(shard: int) -> str:
+    """The queue of the requests that another collector passed on to the one that holds `shard`."""
+    return f"{INFERENCE}.shard.{shard}"
+
+
 ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ALL_ENGINES)
-ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW, DEAD)
+ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW)

@@ -1,4 +1,4 @@
-"""Who works: engine workers announce themselves in the state store, others read it.
+"""Who works: engine workers and collectors announce themselves in the state store, others read it.
 
 An announcement lasts `ALIVE_S` and is renewed three times in that time, so a dead worker is gone from the picture
 within seconds. The picture only steers; a stale one costs time, never a request.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from muai_producers.store import Store
 
 ALIVE_S = 6.0
 ANNOUNCE_EVERY_S = 2.0
+COLLECTOR = "collector/"
+"""Keeps a collector's sign of life apart from that of a worker of the same name."""
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,6 +40,19 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Wall-clock seconds since the epoch."""
 
 
+class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a collector says of itself."""
+
+    name: str
+    pid: int = 0
+    host: str = ""
+    started_at: float = 0.0
+    """Wall-clock seconds since the epoch."""
+
+
+Record = TypeVar("Record", WorkerRecord, CollectorRecord)
+
+
 @dataclass(frozen=True)
 class FleetView:
     """The fleet as last seen."""
@@ -47,6 +62,7 @@ class FleetView:
     """Engine and model that failed lately, with the reason."""
     outstanding: Mapping[str, int] = field(default_factory=dict)
     """Batches sent to each engine and not finished."""
+    collectors: tuple[CollectorRecord, ...] = ()
 
     def slots(self, engine: str) -> int:
         """Batches that the engine's live workers run at once."""
@@ -55,6 +71,32 @@ class FleetView:
     def capacity(self, engine: str) -> int:
         """Batches that the engine's live workers run or hold ready."""
         return sum(worker.slots * (1 + worker.ahead) for worker in self.workers if worker.engine == engine)
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch has left an engine's slot."""
+
+    engine: str
+    outstanding: int
+    """Batches that the engine still has, running or waiting."""
+    took_s: float = 0.0
+    size: int = 0
+    """Requests that it ran; 0 when it did not run."""
+    model: str = ""
+
+    @classmethod
+    def from_notice(cls, notice: str) -> BatchDone | None:
+        """Read a notice of the fleet channel; None when it is of another kind."""
+        kind, *fields = notice.split("\t")
+        if kind != "done":
+            return None
+        engine, outstanding, took_s, size, model = fields
+        return cls(engine, int(outstanding), float(took_s), int(size), model)
+
+    def to_notice(self) -> str:
+        """Inverse of `from_notice`. The store's script for the end of a batch writes the same."""
+        return "\t".join(("done", self.engine, str(self.outstanding), str(self.took_s), str(self.size), self.model))
 
 
 class Fleet:
@@ -86,6 +128,20 @@ class Fleet:
         pipe.publish(self._keys.fleet_channel, "workers")
         pipe.execute()
 
+    def announce_collector(self, record: CollectorRecord) -> None:
+        """Say that a collector lives."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hset(self._keys.collectors, record.name, msgspec.json.encode(record))
+        pipe.set(self._alive(COLLECTOR + record.name), 1, px=int(ALIVE_S * 1000))
+        pipe.execute()
+
+    def withdraw_collector(self, name: str) -> None:
+        """Say that a collector is going."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hdel(self._keys.collectors, name)
+        pipe.delete(self._alive(COLLECTOR + name))
+        pipe.execute()
+
     def cool_down(self, engine: str, model: str, reason: str, seconds: float) -> None:
         """Pass the engine over for the model for a while."""
         if seconds <= 0:
@@ -102,25 +158,26 @@ class Fleet:
         """The fleet now, with the outstanding batches of `engines`. Forgets workers that are gone."""
         pipe = self._client.pipeline(transaction=False)
         pipe.hgetall(self._keys.workers)
+        pipe.hgetall(self._keys.collectors)
         pipe.hgetall(self._keys.circuits)
         for engine in engines:
             pipe.zcard(self._keys.outstanding(engine))
-        announced, circuits, *outstanding = pipe.execute()
-        records = [msgspec.json.decode(raw, type=WorkerRecord) for raw in announced.values()]
+        workers, collectors, circuits, *outstanding = pipe.execute()
         return FleetView(
-            workers=tuple(self._alive_ones(records)),
+            workers=self._alive_ones(self._keys.workers, "", _decoded(workers, WorkerRecord)),
+            collectors=self._alive_ones(self._keys.collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
             cooling=self._cooling(circuits),
             outstanding=dict(zip(engines, outstanding, strict=True)),
         )
 
-    def _alive_ones(self, records: list[WorkerRecord]) -> list[WorkerRecord]:
+    def _alive_ones(self, key: str, kind: str, records: list[Record]) -> tuple[Record, ...]:
         if not records:
-            return []
-        flags = self._client.mget([self._alive(record.name) for record in records])
+            return ()
+        flags = self._client.mget([self._alive(kind + record.name) for record in records])
         dead = [record.name for record, flag in zip(records, flags, strict=True) if flag is None]
         if dead:
-            self._client.hdel(self._keys.workers, *dead)
-        return [record for record, flag in zip(records, flags, strict=True) if flag is not None]
+            self._client.hdel(key, *dead)
+        return tuple(record for record, flag in zip(records, flags, strict=True) if flag is not None)
 
     def _cooling(self, circuits: dict[bytes, bytes]) -> dict[tuple[str, str], str]:
         cooling, over, now_s = {}, [], time.time()
@@ -137,3 +194,7 @@ class Fleet:
 
     def _alive(self, name: str) -> str:
         return f"{self._keys.prefix}:alive:{name}"
+
+
+def _decoded(announced: dict[bytes, bytes], kind: type[Record]) -> list[Record]:
+    return [msgspec.json.decode(raw, type=kind) for raw in announced.values()]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from muai_producers.errors import MuaiError
-from muai_producers.wire import InferenceRequest, InferenceResult, input_chars
+from muai_producers.wire import Batch, InferenceRequest, InferenceResult, input_chars
 
 META_PREFIX = "celery-task-meta-"
 PENDING, RECEIVED, BATCHED, STARTED, RETRY = "PENDING", "RECEIVED", "BATCHED", "STARTED", "RETRY"
@@ -54,6 +54,7 @@ class StoreKeys:
         self.runs = f"{prefix}:runs"
         self.fleet_channel = f"{prefix}:fleet"
         self.workers = f"{prefix}:workers"
+        self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
 
@@ -263,14 +264,14 @@ return #ARGV
 """
 )
 
-# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, seconds that it took, then two
-# per batch that goes on elsewhere: outstanding key, id.
+# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, seconds that it took, its
+# size, its model, then two per batch that goes on elsewhere: outstanding key, id.
 FINISH = """
-for i = 5, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
+for i = 7, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[1], ARGV[1])
 local left = redis.call('ZCARD', KEYS[1])
-redis.call('PUBLISH', KEYS[3], table.concat({'done', ARGV[2], left, ARGV[4]}, '\\t'))
+redis.call('PUBLISH', KEYS[3], table.concat({'done', ARGV[2], left, ARGV[4], ARGV[5], ARGV[6]}, '\\t'))
 """
 
 
@@ -426,10 +427,21 @@ class Store:
         return [bool(flag) for flag in flags], int(num_starts)
 
     def finish_batch(
-        self, batch_id: str, engine: str, *, now_s: float, took_s: float, moved: Iterable[tuple[str, str]] = ()
+        self,
+        batch: Batch,
+        *,
+        now_s: float,
+        took_s: float,
+        size: int,
+        moved: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """Free a batch's slot and tell the collectors; take a slot for each `(engine, id)` that goes on elsewhere."""
-        args: list[Any] = [batch_id, engine, now_s, round(took_s, 6)]
+        """Free a batch's slot and tell the collectors; take a slot for each `(engine, id)` that goes on elsewhere.
+
+        Args:
+            size: requests that were run.
+        """
+        engine = batch.engine
+        args: list[Any] = [batch.id, engine, now_s, round(took_s, 6), size, batch.model]
         for other_engine, moved_id in moved:
             args += (self.keys.outstanding(other_engine), moved_id)
         self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)

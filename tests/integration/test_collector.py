@@ -11,10 +11,12 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.requests import a_request
 
+from muai_batching.assembler import BatchKey
 from muai_batching.collector import Collector
-from muai_batching.dispatch import Handle, Sent
+from muai_batching.dispatch import Handle, Passing, Sent
+from muai_batching.shards import ShardLeases, shard_of
 from muai_config import Settings, build_settings
-from muai_producers.fleet import FleetView, WorkerRecord
+from muai_producers.fleet import BatchDone, FleetView, WorkerRecord
 from muai_producers.messages import request_message
 from muai_producers.store import Store
 from muai_producers.wire import Batch
@@ -32,6 +34,7 @@ class Broker:
         self.sent: list[Batch] = []
         self.dropped: list[Any] = []
         self.lost: set[Any] = set()
+        self.passed: list[tuple[str, str]] = []
         self.down = False
 
     def send(self, batches: Sequence[tuple[Batch, Sequence[Handle]]]) -> list[Sent]:
@@ -49,6 +52,12 @@ class Broker:
 
     def drop(self, handles: Sequence[Handle]) -> None:
         self.dropped += [handle.tag for handle in handles]
+
+    def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
+        if self.down:
+            raise RedisConnectionError("gone")
+        self.passed += [(item.queue, item.request.id) for item in items]
+        return []
 
 
 class Message:
@@ -120,7 +129,7 @@ def test_given_every_slot_busy_then_requests_wait_and_one_full_batch_leaves_when
     assert bench.broker.sent == []
     bench.collector.sweep()
     assert bench.answer("r0")["status"] == "RECEIVED"
-    bench.collector.on_batch_done("onnx", 0)
+    bench.collector.on_batch_done(BatchDone("onnx", 0))
     bench.collector.tick()
     assert [len(batch.requests) for batch in bench.broker.sent] == [32]
 
@@ -259,3 +268,53 @@ def test_given_a_lost_connection_then_nothing_of_what_was_held_is_sent(bench: Be
     bench.fleet("onnx")
     bench.collector.tick()
     assert bench.broker.sent == []
+
+
+def test_given_a_latency_target_then_batches_shrink_to_what_the_fitted_engine_can_do_in_time(store: Store) -> None:
+    document = {"models": MODELS, "optimization": {"batcher": {"latency_target_ms": 100}}}
+    bench = Bench(store, build_settings(document, {}))
+    bench.fleet("onnx")
+    for size in (1, 4, 8, 16, 32, 2, 12):
+        bench.collector.on_batch_done(BatchDone("onnx", 0, took_s=0.010 + 0.004 * size, size=size, model="m"))
+    for number in range(40):
+        bench.receive(f"r{number}")
+    bench.collector.tick()
+    assert [len(batch.requests) for batch in bench.broker.sent] == [10, 10]
+
+
+def test_given_shards_then_a_collector_keeps_its_own_requests_and_passes_the_others_on(store: Store) -> None:
+    bench = Bench(store, build_settings({"models": MODELS, "queue": {"collector_shards": 8}}, {}))
+    bench.fleet("onnx", "pytorch")
+    mine = shard_of(BatchKey("m", "embedding", ("onnx", "pytorch")), 8)
+    theirs = shard_of(BatchKey("llm", "text-generation", ("pytorch",)), 8)
+    assert mine != theirs
+    bench.collector.on_shards(frozenset({mine}))
+    bench.receive("a")
+    bench.receive("b", model="llm")
+    bench.collector.tick()
+    assert [batch_ids(batch) for batch in bench.broker.sent] == [["a"]]
+    assert bench.broker.passed == [(f"inference.shard.{theirs}", "b")]
+
+
+def test_given_a_shard_given_up_then_what_waits_of_it_is_passed_on_even_if_the_broker_was_away(store: Store) -> None:
+    bench = Bench(store, build_settings({"models": MODELS, "queue": {"collector_shards": 8}}, {}))
+    for number in range(600):
+        bench.receive(f"r{number}")
+    bench.collector.on_shards(frozenset())
+    bench.broker.down = True
+    bench.collector.tick()
+    bench.broker.down = False
+    bench.collector.tick()
+    assert sorted(request_id for _, request_id in bench.broker.passed) == sorted(f"r{n}" for n in range(600))
+    assert bench.collector.assembler.num_requests == 0
+
+
+def test_given_collectors_that_come_and_go_then_every_shard_has_one_holder_and_shares_are_fair(store: Store) -> None:
+    leases = {name: ShardLeases(store, name, 8, lease_s=60.0) for name in ("a", "b", "c")}
+    assert leases["a"].claim(1) == frozenset(range(8))
+    assert len(leases["b"].claim(2)) == 0
+    kept = leases["a"].claim(2)
+    taken = leases["b"].claim(2)
+    assert (len(kept), kept | taken, kept & taken) == (4, frozenset(range(8)), frozenset())
+    leases["a"].release()
+    assert leases["b"].claim(1) == frozenset(range(8))

@@ -91,6 +91,42 @@ def test_given_acks_and_nobody_polling_when_a_moment_passes_then_redis_knows_of_
         wait_until(lambda: num_claims(server) == 0, timeout_s=1.0)
 
 
+def test_given_messages_of_two_channels_when_settled_together_then_both_channels_have_room_again(
+    server: OwnRedis,
+) -> None:
+    with connect(server.url) as connection, connect(server.url) as other:
+        publish(connection, "q", *range(8))
+        boxes = [Inbox(connection, "q", prefetch=2), Inbox(other, "q", prefetch=2)]
+        for box in boxes:
+            box.wait_for(2)
+        tags = [message.delivery_tag for box in boxes for message in box.messages]
+        boxes[0].channel.settle(tags, [("LPUSH", "next", "batch")])
+        assert sorted(body for box in boxes for body in box.wait_for(4)) == list(range(8))
+
+
+def test_given_a_redis_that_is_away_for_longer_than_the_lease_when_work_would_begin_then_it_asks_first(
+    tmp_path: Path,
+) -> None:
+    with own_redis(tmp_path) as server, connect(server.url, lease_ttl_s=0.2) as connection:
+        publish(connection, "q", 1)
+        box = Inbox(connection, "q")
+        box.wait_for(1)
+        tag, answers = box.messages[0].delivery_tag, []
+        ledger = box.channel.ledger
+        server.kill()
+        silent_since_s = time.monotonic()
+        wait_until(lambda: time.monotonic() - silent_since_s > 0.2)
+        asking = threading.Thread(target=lambda: answers.append(ledger.pin(tag)))
+        asking.start()
+        assert (asking.is_alive(), answers) == (True, [])
+        server.start()  # without its data, so it knows nothing of this consumer
+        asking.join(timeout=10)
+        assert answers == [False]
+        close_ledgers()
+
+
+# Forgetting a connection leaves it to the collector to close its sockets, which warns of it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_given_a_connection_that_is_forgotten_when_collected_then_its_messages_go_back(server: OwnRedis) -> None:
     connection = connect(server.url, lease_ttl_s=0.4)
     publish(connection, "q", 1, 2)

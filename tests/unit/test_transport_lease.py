@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from muai_batching.transport import LeaseObserver
+from muai_batching.transport.lease import consumer_name, declared_ttl_s
 
 
 def test_given_a_beating_consumer_when_watched_for_long_then_it_is_never_overdue() -> None:
@@ -33,3 +34,14 @@ def test_given_a_consumer_that_went_and_came_back_when_seen_again_then_its_silen
         observer.observe({"a": 1}, now_s)
     observer.observe({}, 6.0)
     assert observer.observe({"a": 1}, 8.0) == []
+
+
+def test_given_a_consumer_with_a_longer_lease_than_the_observers_when_silent_then_its_own_lease_counts() -> None:
+    patient, hasty = consumer_name("host", 1, "abc", 8.0), consumer_name("host", 2, "def", 0.25)
+    assert (declared_ttl_s(patient), declared_ttl_s(hasty), declared_ttl_s("x:1:2")) == (8.0, 0.25, 0.0)
+    observer = LeaseObserver(1.0)
+    overdue_at: dict[str, float] = {}
+    for tick in range(40):
+        for consumer, _ in observer.observe({patient: 0, hasty: 0}, tick * 0.25):
+            overdue_at.setdefault(consumer, tick * 0.25)
+    assert overdue_at == {hasty: 1.0, patient: 8.0}

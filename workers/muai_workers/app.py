@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, signals
 from celery.beat import EmbeddedService
 
-from muai_batching.serving import serve
+from muai_batching.serving import QuietConsumer, serve
 from muai_config import celery_settings, load_settings
 from muai_config.queues import CONTROL, WORKFLOW, engine_queue
 
@@ -37,6 +37,7 @@ def create_control_app(settings: Settings) -> Celery:
 
     app = Celery("muai.control", set_as_current=False)
     app.conf.update(celery_settings(settings, "control"))
+    app.conf.worker_consumer = QuietConsumer
     register(app, settings)
     return app
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from celery import Celery, signals
-from celery.worker.consumer import Consumer
+from celery.exceptions import Ignore
 
+from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
+from muai_config.engines import FAKE
 from muai_config.queues import engine_queue
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
@@ -21,6 +24,8 @@ from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
+from muai_workers.engines.base import Engine
+from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
 
@@ -30,15 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EVENTS_EVERY_S = 0.1
+FAKE_OPTIONS_VARIABLE = "MUAI_TEST_FAKE_ENGINE"
+"""How a fake engine behaves: a `FakeOptions` as JSON."""
 
 
-class EngineConsumer(Consumer):
-    """A Celery consumer that sends its task events together, ten times a second, rather than at every turn of its
-    loop: at hundreds of small batches a second they would cost more than the batches.
+class EngineConsumer(QuietConsumer):
+    """A Celery consumer that sends its task events together, ten times a second and from its loop alone: at hundreds
+    of small batches a second they would cost more than the batches.
     """
-
-    hub: Any
-    _flush_events: Any
 
     def on_send_event_buffered(self) -> Any:
         """Called for each event, from any thread; the timer below sends them."""
@@ -46,6 +50,9 @@ class EngineConsumer(Consumer):
     def register_with_event_loop(self, hub: Any) -> None:
         """Called by Celery at each start of the event loop."""
         super().register_with_event_loop(hub)
+        if self.event_dispatcher is not None:
+            # Else a full buffer is sent by whichever thread fills it, over the loop's own connection.
+            self.event_dispatcher.buffer_limit = sys.maxsize
         hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 
 
@@ -60,7 +67,7 @@ class EngineWorker:
         self._settings = settings
         self._name = name
         self._started_at = time.time()
-        self.engine = create_engine(engine, settings)
+        self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
             raise EngineUnavailableError(availability.reason, {"engine": engine})
@@ -116,6 +123,13 @@ class EngineWorker:
         self.engine.close()
 
 
+def _make_engine(engine: EngineName, settings: Settings) -> Engine:
+    behaviour = os.environ.get(FAKE_OPTIONS_VARIABLE)
+    if engine == FAKE and behaviour:
+        return FakeEngine(FakeOptions.from_env_value(behaviour))
+    return create_engine(engine, settings)
+
+
 def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> None:
     """Give `app` the batch task, and make the engine when the app's worker starts."""
     held: list[EngineWorker] = []
@@ -124,9 +138,9 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
-        if settings.queue.broker_is_redis:
-            # The work has begun: should the connection break now, the message is not to go to another worker.
-            pin(task.request.properties["delivery_tag"])
+        # The work begins: should the connection break from now on, the message is not to go to another worker.
+        if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
+            raise Ignore  # it has gone to another already, while this worker was silent
         again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
         for part in again[1:]:
             task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)

@@ -32,7 +32,7 @@ from muai_workers.engines.isolate import run_isolated
 from muai_workers.results import ResultWriter
 
 if TYPE_CHECKING:
-    from muai_config import Settings
+    from muai_config import ModelSpec, Settings
 
 log = logging.getLogger(__name__)
 SHOWN_FROM_S = 0.1
@@ -113,10 +113,10 @@ class BatchRunner:
         self.writer.flush()
         self._took_s[batch.model] = took_s = time.monotonic() - run.run_started_s
         self._store.finish_batch(
-            batch.id,
-            batch.engine,
+            batch,
             now_s=self._wall_s(),
             took_s=took_s,
+            size=0 if again else len(run.requests),
             moved=[(part.engine, part.id) for part in again],
         )
         return again
@@ -161,7 +161,7 @@ class BatchRunner:
             lambda requests: self.engine.run(spec, batch.task, requests),
             run.requests,
             lambda completion: self._complete(run, completion),
-            prepare=lambda: self.engine.load(spec),
+            prepare=lambda: self._prepare(spec),
             relieve=self._relieve,
         )
         if report.engine_failure is not None and cools_engine(report.engine_failure):
@@ -169,6 +169,12 @@ class BatchRunner:
             log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
             self._fleet.cool_down(batch.engine, batch.model, reason, self.settings.queue.engine_cooldown_s)
         return self._elsewhere(run, run.failed) if run.failed else []
+
+    def _prepare(self, spec: ModelSpec) -> None:
+        reason = self.engine.refusal(spec)
+        if reason is not None:
+            raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
+        self.engine.load(spec)
 
     def _complete(self, run: _Run, completion: Completion) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]

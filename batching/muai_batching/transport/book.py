@@ -80,21 +80,28 @@ class ClaimBook:
         return True
 
     def forget(self, holder: Holder, tags: Iterable[int]) -> list[int]:
-        """Stop holding `tags`; return those that were held."""
+        """Stop holding `tags`, also those of other holders; return the ones that were held."""
         with self._lock:
             taken = [tag for tag in tags if self._take(holder, tag)]
-        self._credit(holder)
+            holders = [holder, *self._holders]
+        for one in holders:
+            self._credit(one)
         return taken
 
     def _take(self, holder: Holder, tag: int) -> bool:
-        if tag in holder.tags:
-            del holder.tags[tag]
-        elif tag in self._orphans:
-            del self._orphans[tag]
-        else:
+        place = self._place(holder, tag)
+        if place is None:
             return False
+        del place[tag]
         self._pinned.discard(tag)
         return True
+
+    def _place(self, holder: Holder, tag: int) -> dict[int, None] | None:
+        if tag in holder.tags:
+            return holder.tags
+        if tag in self._orphans:
+            return self._orphans
+        return next((other.tags for other in self._holders if tag in other.tags), None)
 
     @staticmethod
     def _credit(holder: Holder) -> None:
@@ -117,12 +124,12 @@ class ClaimBook:
 
     def is_held(self, tag: int) -> bool:
         with self._lock:
-            return tag in self._orphans or any(tag in holder.tags for holder in self._holders)
+            return self._place(Holder(), tag) is not None
 
     def holds(self, holder: Holder, tags: Iterable[int]) -> bool:
-        """Whether all of `tags` are this process's, for `holder` or orphaned."""
+        """Whether all of `tags` are this process's."""
         with self._lock:
-            return all(tag in holder.tags or tag in self._orphans for tag in tags)
+            return all(self._place(holder, tag) is not None for tag in tags)
 
     def close(self, holder: Holder) -> list[int]:
         """Forget a holder. Pinned tags become orphans; the others are returned, for Redis to have back."""

@@ -257,7 +257,8 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
 
     def basic_get(self, queue: str, no_ack: bool = False, **kwargs: Any) -> ClaimedMessage | None:
         claimed = self.ledger.claim(self.holder, self._list_order([queue]), 1)
-        self._maybe_update_queues_expire(self.client, queue)
+        with self.conn_or_acquire() as client:
+            self._maybe_update_queues_expire(client, queue)
         for _, payloads in claimed.groups:
             deaths = claimed.suspects[0][2] if claimed.suspects else 0
             message = self._message(payloads[0], claimed.first, deaths)

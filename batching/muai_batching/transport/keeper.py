@@ -66,7 +66,7 @@ class Keeper:
         self.ledger.flush()
         reclaim_overdue(self.ledger.store, self._observer, beats, time.monotonic())
 
-    def _quietly(self, act: Callable[[], None]) -> None:
+    def _quietly(self, act: Callable[[], object]) -> None:
         """What fails here is tried again at the next beat; the consumer itself learns of a lost broker on its own."""
         try:
             act()

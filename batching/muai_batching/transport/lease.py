@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+def consumer_name(host: str, pid: int, nonce: str, lease_ttl_s: float) -> str:
+    """A consumer's id. It carries the consumer's lease, so that an observer set to a shorter one waits for it."""
+    return f"{host}:{pid}:{nonce}@{lease_ttl_s:g}s"
+
+
+def declared_ttl_s(consumer: str) -> float:
+    """The lease in a consumer's id; 0 when there is none."""
+    found = re.search(r"@([0-9.e+-]+)s$", consumer)
+    return float(found[1]) if found else 0.0
 
 
 @dataclass
@@ -25,7 +37,8 @@ class LeaseObserver:
         self._last_look_s: float | None = None
 
     def observe(self, beats: Mapping[str, int], now_s: float) -> list[tuple[str, int]]:
-        """Take in all counters; return `(consumer, count)` of those unchanged for `lease_ttl_s` or given up."""
+        """Take in all counters; return `(consumer, count)` of those given up, or unchanged for `lease_ttl_s` and for
+        the lease in their own names."""
         last = self._last_look_s
         gap_s = 0.0 if last is None else min(max(now_s - last, 0.0), self.lease_ttl_s / 2)
         self._last_look_s = now_s
@@ -33,7 +46,7 @@ class LeaseObserver:
         return [
             (consumer, seen.count)
             for consumer, seen in self._sightings.items()
-            if seen.count < 0 or seen.unchanged_s >= self.lease_ttl_s
+            if seen.count < 0 or seen.unchanged_s >= max(self.lease_ttl_s, declared_ttl_s(consumer))
         ]
 
     def _look(self, consumer: str, count: int, gap_s: float) -> _Sighting:

@@ -17,6 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from muai_batching.transport.book import ClaimBook, Holder, TagSource
 from muai_batching.transport.errors import FencedError, LeaseLostError, StaleClaimError
+from muai_batching.transport.lease import consumer_name
 from muai_batching.transport.store import Claimed, ClaimStore, Command, ListOrder, Settlement
 
 logger = logging.getLogger(__name__)
@@ -25,16 +26,14 @@ CONNECTION_ERRORS = (RedisConnectionError, RedisTimeoutError, OSError)
 
 FLUSH_AT = 256
 
+#: Pause between two questions to a Redis that does not answer.
+ASK_AGAIN_S = 0.2
+
 _tags = TagSource()
 
 
 def _nothing() -> None:
     pass
-
-
-def new_consumer_id() -> str:
-    """A name for one life of a consumer: host, process, and what no other life has."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
 
 class Ledger:
@@ -57,13 +56,17 @@ class Ledger:
         self.book = ClaimBook()
         self.nudge: Callable[[], None] = _nothing
         self.on_registered: Callable[[], None] = _nothing
-        self.consumer = new_consumer_id()
+        self.consumer = self._new_name()
         self._tags = tags
         self._io_lock = threading.RLock()
         self._registered = False
+        self._ended = threading.Event()
         self._must_recover = False
         self._abandoned: deque[Holder] = deque()
         self._uncertain: set[tuple[int, ...]] = set()
+
+    def _new_name(self) -> str:
+        return consumer_name(socket.gethostname(), os.getpid(), uuid.uuid4().hex[:12], self.lease_ttl_s)
 
     # Claiming
 
@@ -130,7 +133,7 @@ class Ledger:
         lost, old = self.book.void(), self.consumer
         logger.warning("consumer %s was given up by the others; %d claim(s) void, starting anew", old, len(lost))
         self._uncertain.clear()
-        self.consumer = new_consumer_id()
+        self.consumer = self._new_name()
         self.store.register(self.consumer)
         self._must_recover = False
         self.store.resign(old)
@@ -154,8 +157,8 @@ class Ledger:
             self.book.ack(holder, tag)
         self.flush()
 
-    def flush(self) -> None:
-        """Tell Redis of all ended claims. Keeps them for later when it cannot be reached."""
+    def flush(self) -> bool:
+        """Tell Redis of all ended claims; False when it cannot be reached: they are kept for later."""
         while self.book.num_acks_due:
             tags, digests = self.book.begin_flush(FLUSH_AT * 4)
             done = False
@@ -166,9 +169,10 @@ class Ledger:
             except CONNECTION_ERRORS:
                 logger.debug("acks kept until Redis is back", exc_info=True)
                 self._must_recover = True
-                return
+                return False
             finally:
                 self.book.end_flush(tags, done)
+        return True
 
     def give_back(self, holder: Holder, tags: Sequence[int]) -> None:
         """End claims unserved: the messages are the next to be consumed, in their old order."""
@@ -244,14 +248,15 @@ class Ledger:
     def pin(self, tag: int) -> bool:
         """The message's work begins: from now on neither a lost connection nor a closed channel returns it.
 
-        False when the claim is not ours any more: the work must not begin. A process that was stopped for a while
-        asks Redis first whether it has been given up.
-
-        Raises:
-            redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: cannot ask; call again.
+        False when the claim is not ours any more: the work must not begin. A process that was stopped for a while,
+        or cut off, asks Redis first whether it has been given up, and waits for the answer as long as it takes.
         """
-        if self._clock() - self._known_alive_s > self.lease_ttl_s / 2:
-            self.beat()
+        while self._clock() - self._known_alive_s > self.lease_ttl_s / 2:
+            try:
+                self.beat()
+            except CONNECTION_ERRORS:
+                if self._ended.wait(ASK_AGAIN_S):
+                    return False
         return self.book.pin(tag)
 
     def unpin(self, tag: int) -> None:
@@ -268,8 +273,10 @@ class Ledger:
 
     def close(self, holder: Holder) -> None:
         """Give back all that `holder` holds unpinned."""
-        self.flush()
-        self._return(self.book.close(holder))
+        reachable = self.flush()
+        loose = self.book.close(holder)
+        if reachable:
+            self._return(loose)
 
     def abandon(self, holder: Holder) -> None:
         """`close` for a garbage collector: takes no lock, acts at the next heartbeat."""
@@ -300,11 +307,12 @@ class Ledger:
                 self.recover()
                 return False
             self._registered = False
-            self.consumer = new_consumer_id()
+            self.consumer = self._new_name()
             return True
 
     def end(self) -> None:
         """The process ends: everything still held goes back at once, pinned or not."""
+        self._ended.set()
         self.flush()
         if not self._registered:
             return

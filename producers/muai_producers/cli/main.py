@@ -72,7 +72,6 @@ def muai(ctx: click.Context, config: Path | None, log_level: str) -> None:
     if config is not None:
         # Through the environment, so that it holds for every reader of the configuration and every process started.
         os.environ["MUAI_CONFIG"] = str(config.absolute())
-    os.environ["MUAI_LOG_LEVEL"] = log_level
     ctx.obj = Invocation(log_level)
 
 

@@ -20,7 +20,12 @@ def flower(invocation: Invocation, port: int, address: str) -> None:
     from muai_config import celery_settings
 
     app = Celery("muai.flower", set_as_current=False)
-    app.conf.update(celery_settings(settings, "producer"))
+    conf = celery_settings(settings, "producer")
+    # Flower only watches, and its page of queues knows a broker by the name of kombu's own transport.
+    conf.pop("broker_transport", None)
+    options = conf["broker_transport_options"]
+    conf["broker_transport_options"] = {name: options[name] for name in ("master_name",) if name in options}
+    app.conf.update(conf)
     app.start(["flower", f"--port={port}", f"--address={address}", f"--logging={invocation.log_level.lower()}"])
 
 

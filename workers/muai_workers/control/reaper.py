@@ -19,7 +19,7 @@ from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES, engine_queue
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import EngineUnavailableError, MalformedMessageError
-from muai_producers.fleet import Fleet, FleetView
+from muai_producers.fleet import BatchDone, Fleet, FleetView
 from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.store import META_PREFIX, Store
 from muai_producers.wire import Batch
@@ -140,7 +140,8 @@ class Reaper:
         ghosts = [batch_id for batch_id, runs in zip(old, running, strict=True) if runs is None]
         if ghosts:
             self._client.zrem(key, *ghosts)
-            self._client.publish(self._store.keys.fleet_channel, f"done\t{engine}\t{self._client.zcard(key)}\t0")
+            notice = BatchDone(engine, self._client.zcard(key)).to_notice()
+            self._client.publish(self._store.keys.fleet_channel, notice)
         return len(ghosts)
 
     def _release_orphans(self) -> int:

@@ -99,7 +99,7 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
             gateway=wanted.gateway,
             flower=wanted.flower,
             log_level=wanted.log_level,
-            suffix="" if embedded else f"-{socket.gethostname()}-{os.getpid()}",
+            suffix="" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}",
         )
         observer = Observer(settings)
         supervisor = Supervisor(

@@ -90,6 +90,10 @@ class Supervisor:
         self._num_interrupts += 1
         self._pipes.wake()
 
+    def left_behind(self) -> list[int]:
+        """Process groups of what was started, directly or not, and still runs."""
+        return sorted(watchdog.stray_groups(self._token, set()))
+
     def run(self) -> int:
         """Supervise. Blocks.
 
@@ -101,6 +105,7 @@ class Supervisor:
                 while self._turn(time.monotonic()):
                     for name, line in self._pipes.read(TURN_S):
                         self._console.line(name, line)
+                self._say_what_stays()
         finally:
             self._kill_all()
             self._console.close()
@@ -194,6 +199,8 @@ class Supervisor:
     def _stop_next(self, now_s: float) -> bool:
         """Take the next step of stopping; False when nothing runs any more."""
         running = [process for process in self.processes if process.is_running]
+        if not running:
+            return False
         stage = next_to_stop(process.spec.role for process in running)
         if Role.GATEWAY not in stage and not self._is_drained(now_s):
             return True
@@ -205,7 +212,7 @@ class Supervisor:
             elif now_s - process.stop_sent_s > self._grace_s + KILL_MARGIN_S:
                 self._say(f"{process.spec.name} does not stop: killing it")
                 process.kill()
-        return bool(running)
+        return True
 
     def _is_drained(self, now_s: float) -> bool:
         """Whether all that was accepted is answered, or the time for that is over."""
@@ -217,12 +224,16 @@ class Supervisor:
         if not late and (seen is None or seen.taken_s < self._stopping_since_s or seen.in_flight):
             return False
         self._drained = True
-        left = 0 if seen is None else seen.in_flight
-        if left:
-            self._say(f"{left} requests are accepted and not answered; they stay in the queue until the next start")
-        else:
+        if seen is not None and not seen.in_flight:
             self._say("everything accepted is answered")
         return True
+
+    def _say_what_stays(self) -> None:
+        seen = self._observe()
+        if seen is not None and seen.in_flight:
+            self._say(
+                f"{seen.in_flight} requests are accepted and not answered; they stay in the queue for the next start"
+            )
 
     # -- showing ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,73 @@
+# The commands of this repository. `make` alone lists them.
+# A Python of 3.11 or later is all that has to be there; the rest goes into .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints.txt
+# The first of these that is there; PYTHON=… names another.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	command -v $$name >/dev/null 2>&1 \
+	&& $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+# Tests that start processes of their own, or measure time, take turns; the others may run side by side.
+PARALLEL := tests/unit tests/property
+SERIAL := $(filter-out $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-fast check format bench docs clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Install and show the whole of it: batches, a search, generations, an engine that fails
+	$(BIN)/muai demo
+
+up: $(VENV)/.demo ## Run an installation on this machine until Ctrl-C
+	$(BIN)/muai up
+
+test: $(VENV)/.dev ## Run every test (RabbitMQ's are skipped where there is none, unless CI=true)
+	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
+	$(BIN)/python -m pytest -q $(SERIAL)
+
+test-fast: $(VENV)/.dev ## Run the tests that need no server and no model
+	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
+
+check: $(VENV)/.dev ## Lint, check formatting, types and the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.dev ## Write the generated documents anew
+	$(BIN)/muai config docs --output docs/configuration.md
+	$(BIN)/muai config example --output config/optimization.example.yaml
+
+clean: ## Remove what was installed and cached here
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+		echo "MuAI needs Python 3.11 or later, and none is on the PATH. Install one, or say make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) comes without venv: install it first (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is older than what it was made from exactly when there is something to install.
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "installing into $(VENV); the first time this takes a few minutes"
+	$(PIP_INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "installing into $(VENV); the first time this takes a few minutes"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,16 @@
+"""The figures by name, in the order in which they are measured."""
+
+from __future__ import annotations
+
+from benchmarks.figures import http, memory, model, open_loop, queue
+from benchmarks.figures.base import Measured, Measurement
+
+FIGURES: dict[str, Measurement] = {
+    "queue": queue.MEASUREMENT,
+    "model": model.MEASUREMENT,
+    "http": http.MEASUREMENT,
+    "open-loop": open_loop.MEASUREMENT,
+    "memory": memory.MEASUREMENT,
+}
+
+__all__ = ["FIGURES", "Measured", "Measurement"]

@@ -1,0 +1,72 @@
+"""How much is measured: everything with repeats, or a look in three minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of one mode."""
+
+    mode: str
+    repeats: int
+    bulk_s: float
+    """About how long one bulk measurement lasts; the number of requests is fitted to it."""
+    max_bulk: int
+    idle_count: int
+    model_pairs: int
+    model_peer_repeats: int
+    model_s: float
+    sweep: tuple[int, ...]
+    """Batch sizes tried for the engine driven directly."""
+    http_s: float
+    fixed_sizes: tuple[int, ...]
+    fixed_timeouts_ms: tuple[int, ...]
+    open_s: float
+    open_pairs: int
+    open_models: tuple[str, ...]
+    arrivals: tuple[str, ...]
+    queued: int
+    """Requests queued for the figure on memory."""
+
+
+FULL = Plan(
+    mode="full",
+    repeats=5,
+    bulk_s=4.0,
+    max_bulk=50_000,
+    idle_count=400,
+    model_pairs=7,
+    model_peer_repeats=3,
+    model_s=5.0,
+    sweep=(8, 16, 32, 64),
+    http_s=5.0,
+    fixed_sizes=(8, 16, 32),
+    fixed_timeouts_ms=(5, 20, 50),
+    open_s=10.0,
+    open_pairs=5,
+    open_models=("noop", "minilm"),
+    arrivals=("poisson", "gamma"),
+    queued=1_000_000,
+)
+
+QUICK = Plan(
+    mode="quick",
+    repeats=2,
+    bulk_s=1.0,
+    max_bulk=20_000,
+    idle_count=50,
+    model_pairs=2,
+    model_peer_repeats=1,
+    model_s=1.0,
+    sweep=(32,),
+    http_s=2.0,
+    fixed_sizes=(32,),
+    fixed_timeouts_ms=(20, 50),
+    open_s=3.0,
+    open_pairs=1,
+    open_models=("noop",),
+    arrivals=("poisson",),
+    queued=50_000,
+)

@@ -1,0 +1,100 @@
+"""The gateway as an ASGI application. It keeps nothing: any number of them may serve side by side."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from muai_producers.client import InferenceClient
+from muai_producers.connections import state_client
+from muai_producers.errors import MuaiError
+from muai_producers.gateway import openapi
+from muai_producers.gateway.admission import Admission
+from muai_producers.gateway.draining import Drain
+from muai_producers.gateway.edge import Edge
+from muai_producers.gateway.failures import answer_http_error, answer_muai_error
+from muai_producers.gateway.health import Observer
+from muai_producers.gateway.results import ResultHub
+from muai_producers.gateway.routes import Routes
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+    from muai_producers.wire import InferenceRequest
+
+THREADS = 8
+"""Admission holds at most one of them, look-ups another; the rest is for what single requests ask."""
+
+
+class Gateway:
+    """What one gateway holds: its connections, threads, and the requests under way. Connects when first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        server = settings.monitoring.server
+        self._client = InferenceClient(settings)
+        self._listener_client = state_client(settings.queue.state_url)
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
+        self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
+        self.drain = Drain(server.graceful_shutdown_timeout, self.hub.hurry)
+        self._observer = Observer(settings, self._executor)
+        admission = Admission(self._submit, self._client.store, self.hub)
+        self.routes = Routes(
+            settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
+        )
+        self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
+
+    def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
+        return self._client.submitter().submit(requests, self._client.limits)
+
+    def start(self) -> None:
+        """Belong to the running event loop."""
+        self.hub.start()
+        self.drain.take_signals()
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        self.hub.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._observer.close()
+        self._listener_client.close()
+        self._client.close()
+
+
+def create_gateway(settings: Settings) -> FastAPI:
+    """The application, for any ASGI server. It connects once it is served."""
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gateway.start()
+        try:
+            yield
+        finally:
+            gateway.close()
+
+    app = FastAPI(
+        title="MuAI",
+        version=_version(),
+        docs_url=None,  # the pages that these would be come from other people's servers
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
+    )
+    app.include_router(gateway.routes.router())
+    app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
+    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
+    return app
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("muai")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0"

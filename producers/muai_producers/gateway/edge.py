@@ -1,0 +1,79 @@
+"""What every HTTP request passes first: its id, the drain, and the end of every exception."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Container
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from muai_producers.errors import InvalidRequestError, MuaiError
+from muai_producers.gateway.draining import Drain
+from muai_producers.gateway.failures import REQUEST_ID_KEY, DrainingError, error_response
+
+log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+
+
+class Edge:
+    """ASGI middleware.
+
+    Args:
+        always_open: paths that are answered while the gateway drains, and are not waited for.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain, always_open: Container[str]) -> None:
+        self._app = app
+        self._drain = drain
+        self._always_open = always_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        is_valid = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        request_id = given if given is not None and is_valid else secrets.token_hex(12).encode()
+        scope[REQUEST_ID_KEY] = request_id.decode()
+        has_begun = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal has_begun
+            if message["type"] == "http.response.start":
+                has_begun = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            if given is not None and not is_valid:
+                raise InvalidRequestError(
+                    "the header X-Request-Id must have 1 to 200 visible ASCII characters", {"field": "X-Request-Id"}
+                )
+            await self._pass_on(scope, receive, send_with_id)
+        except ClientDisconnect:
+            log.debug("request %s: the client went away", scope[REQUEST_ID_KEY])
+        except Exception as error:
+            if has_begun:
+                raise
+            failure = error if isinstance(error, MuaiError) else _unforeseen(scope[REQUEST_ID_KEY])
+            await error_response(failure, scope[REQUEST_ID_KEY])(scope, receive, send_with_id)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in self._always_open:
+            await self._app(scope, receive, send)
+            return
+        if self._drain.draining:
+            raise DrainingError("this gateway is stopping; send the request again, another one takes it")
+        self._drain.num_active += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._drain.num_active -= 1
+
+
+def _unforeseen(request_id: str) -> MuaiError:
+    log.exception("request %s failed", request_id)
+    return MuaiError("an internal error; the gateway's log has more under the request id")

@@ -1,0 +1,68 @@
+"""Serving the gateway with uvicorn: one process or several behind one port."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import sys
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from muai_producers.cli.invocation import Invocation
+from muai_producers.gateway.app import create_gateway
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long the event loop may keep a thread that has heard from Redis waiting. Python's own 5 ms, three times per
+round trip, would be most of a request's time on a busy gateway."""
+KEEP_ALIVE_S = 65
+"""Longer than load balancers keep idle connections (60 s as a rule), so that they are the ones to close them."""
+AFTER_DRAIN_S = 2
+
+
+def application() -> FastAPI:
+    """The gateway of a process that serves nothing else, under the configuration of its environment."""
+    invocation = Invocation()
+    logging.basicConfig(
+        level=invocation.env.get("MUAI_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return create_gateway(invocation.settings)
+
+
+def serve(host: str, port: int, *, workers: int, log_level: str) -> None:
+    """Serve until told to stop. Blocks."""
+    # uvicorn raises the signal that ended it once more when it is done; the end was orderly, so the status is 0.
+    previous = {signum: signal.signal(signum, _ignore) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        uvicorn.run(
+            "muai_producers.gateway.server:application",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            log_level=log_level.lower(),
+            access_log=log_level.upper() == "DEBUG",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=AFTER_DRAIN_S,
+        )
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
