@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -90,5 +88,4 @@ ROLES = {
 }
 
 if __name__ == "__main__":
-    faulthandler.register(signal.SIGUSR1)  # tells where a process hangs
     ROLES[sys.argv[1]](load_settings(Path(os.environ.get("MUAI_TEST_CONFIG", sys.argv[2]))), sys.argv[3])
