@@ -42,7 +42,8 @@ MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
-MARK_CHUNK = 500
+MARKS_PER_SWEEP = 2000
+"""Bounds what showing RECEIVED costs while a large backlog is worked off."""
 PASS_ON_CHUNK = 256
 SHOWN_FROM_S = 0.1
 """A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
@@ -307,10 +308,9 @@ class Collector:
 
     def _mark_received(self) -> None:
         """Show RECEIVED for what has waited since the last sweep: what leaves at once needs no such state."""
-        waiting = [item.request.id for item in self._unmarked if item.queued]
-        self._unmarked = []
-        for start in range(0, len(waiting), MARK_CHUNK):
-            self._store.mark(RECEIVED, waiting[start : start + MARK_CHUNK])
+        waiting = [item for item in self._unmarked if item.queued]
+        now, self._unmarked = waiting[:MARKS_PER_SWEEP], waiting[MARKS_PER_SWEEP:]
+        self._store.mark(RECEIVED, [item.request.id for item in now])
 
     # -- refusing ------------------------------------------------------------------------------------------------
 
