@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from muai_config import Settings, build_settings
 from muai_producers.fleet import CollectorRecord, FleetView, WorkerRecord
-from muai_producers.gateway.health import Picture, health, readiness
+from muai_producers.gateway.health import Observer, Picture, health, readiness
 
 COLLECTOR = CollectorRecord(name="c1")
 WORKER = WorkerRecord(name="w1", engine="onnx", slots=1, models_loaded=("m",))
@@ -79,3 +80,14 @@ def test_given_broker_or_state_store_is_away_then_unhealthy_and_not_ready(settin
 def test_given_the_gateway_stops_then_it_is_not_ready_though_all_is_there(settings: Settings) -> None:
     assert not readiness(picture(), settings, draining=True).ready
     assert health(picture(), settings, uptime_s=1.0, draining=True).status == "degraded"
+
+
+def test_given_a_broker_apart_from_the_state_store_then_each_is_asked_for_itself() -> None:
+    settings = build_settings(
+        {"queue": {"broker_url": "amqp://127.0.0.1:1//", "redis_url": "redis://127.0.0.1:1/0"}}, {}
+    )
+    with ThreadPoolExecutor(1) as executor:
+        observer = Observer(settings, executor)
+        seen = observer.look()
+        observer.close()
+    assert (seen.state_error, seen.broker_error) == ("ConnectionError", "ConnectionRefusedError")

@@ -46,6 +46,7 @@ def serve(host: str, port: int, *, workers: int, log_level: str) -> None:
             log_level=log_level.lower(),
             access_log=log_level.upper() == "DEBUG",
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=AFTER_DRAIN_S,
         )
