@@ -23,7 +23,7 @@ from muai_producers import InferenceClient
 from muai_producers.store import SUCCESS
 
 RESUME_LIMIT_S = 15.0
-ANSWER_LIMIT_S = 240.0
+ANSWER_LIMIT_S = 120.0
 LATENCY = {"latency_per_request_ms": 1.0, "latency_per_batch_ms": 30.0}
 
 
@@ -135,6 +135,13 @@ class Stack:
             process.stop()
         self.client.close()
         self.witness.close()
+
+    def restart(self, name: str, **environment: str) -> None:
+        """End a process softly and start it again in another environment."""
+        self.verified = False
+        self.processes[name].restart(**environment)
+        self.wait_whole()
+        self.verified = True
 
     # -- load ----------------------------------------------------------------------------------------------------
 

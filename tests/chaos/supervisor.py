@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = os.pathsep.join(str(ROOT / part) for part in ("config", "producers", "batching", "workers", "."))
 READY = b" ready."
 """What Celery logs once it consumes."""
-START_LIMIT_S = 60.0
+START_LIMIT_S = 40.0
 RESTART_PAUSE_S = 0.5
 """Between the restarts of a process that never became ready: it would fail again at once."""
 

@@ -1,0 +1,98 @@
+"""What surrounds the processes fails under load: the broker, the network, the clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.chaos.proxy import Proxy
+from tests.chaos.stack import Stack, num_requests
+from tests.transport_support import wait_until
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600), pytest.mark.xdist_group("chaos")]
+
+FAKETIME_LIBRARIES = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib64/faketime/libfaketimeMT.so.1",
+)
+
+
+def test_given_requests_in_flight_when_the_broker_is_killed_and_starts_again_then_each_has_one_result(
+    stack: Stack,
+) -> None:
+    load = stack.submit(num_requests())
+    stack.await_share(load, 0.2)
+    load.faults_s.append(time.monotonic())
+    stack.broker.kill()
+    stack.broker.start()
+    stack.verify("kill -9 of the broker, restart", load)
+
+
+def test_given_another_broker_when_the_state_store_is_killed_and_starts_again_then_each_has_one_result(
+    stack: Stack,
+) -> None:
+    if stack.broker is stack.state:
+        pytest.skip("here the broker is the state store: the test before this one")
+    load = stack.submit(num_requests())
+    stack.await_share(load, 0.2)
+    load.faults_s.append(time.monotonic())
+    stack.state.kill()
+    stack.state.start()
+    stack.verify("kill -9 of the state store, restart", load)
+
+
+@pytest.fixture
+def proxy(stack: Stack) -> Iterator[Proxy]:
+    proxy = Proxy(stack.broker.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("victim", ["collector", "worker-1"])
+def test_given_requests_in_flight_when_replies_of_the_broker_vanish_then_each_has_one_result(
+    stack: Stack, proxy: Proxy, victim: str
+) -> None:
+    through_proxy = stack.write_config("through-proxy", proxy.port)
+    stack.restart(victim, MUAI_TEST_CONFIG=str(through_proxy))
+    load = stack.submit(num_requests())
+    stack.await_share(load, 0.2)
+    load.faults_s.append(time.monotonic())
+    proxy.swallow()
+    wait_until(lambda: proxy.num_swallowed, what="a reply that vanishes")
+    stack.verify(f"black hole between broker and {victim.split('-')[0]}", load)
+    stack.restart(victim, MUAI_TEST_CONFIG=str(stack.config_file))
+
+
+def faketime_library() -> str:
+    for library in FAKETIME_LIBRARIES:
+        if Path(library).exists():
+            return library
+    reason = "libfaketime is not installed (apt-get install libfaketime)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("victim", "jump"), [("collector", "+3600"), ("worker-1", "-3600")])
+def test_given_requests_in_flight_when_a_clock_jumps_an_hour_then_each_has_one_result(
+    stack: Stack, tmp_path: Path, victim: str, jump: str
+) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    stack.restart(
+        victim,
+        LD_PRELOAD=faketime_library(),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+    load = stack.submit(num_requests())
+    stack.await_share(load, 0.2)
+    load.faults_s.append(time.monotonic())
+    clock.write_text(jump)
+    stack.verify(f"clock of the {victim.split('-')[0]} jumps {jump[0]}1 h", load)
+    stack.restart(victim, LD_PRELOAD="")
