@@ -17,7 +17,6 @@ from muai_producers.store import Store
 from muai_producers.submit import publish_confirmed
 from muai_producers.wire import Batch, InferenceRequest
 
-
 CONFIRM_LIMIT_S = 5.0
 """After this long without a confirmation the connection is taken for lost: the collector waits meanwhile."""
 
