@@ -177,6 +177,7 @@ class Collector:
             self._settle_refused()
             self._pass_on()
             more = self._send_due()
+            self._settle_refused()  # what was found to have ended when its batch was formed
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
             return RETRY_S
@@ -222,8 +223,9 @@ class Collector:
             formed = self.assembler.form(now_s, self._room)
             if formed is None:
                 break
-            batch = self._batch(formed)
-            if batch is not None:
+            formed = self._without_ended(formed)
+            if formed.items:
+                batch = self._batch(formed)
                 due.append((batch, formed))
                 self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + 1
         if due:
@@ -255,28 +257,31 @@ class Collector:
             if item.handle.tag not in lost:
                 self.assembler.add(formed.key, item)
 
-    def _batch(self, formed: Formed) -> Batch | None:
-        """The batch as it travels; None when all of its requests have ended meanwhile."""
-        now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
-        items = []
+    def _without_ended(self, formed: Formed) -> Formed:
+        """What of a batch is still to run. The rest is answered first, and its messages let go of only then."""
+        now_s, items = self._wall_s(), []
         for item in formed.items:
             error = self._ended(item.request, now_s)
             if error is None:
                 items.append(item)
             else:
                 self._refuse(item.request, item.handle, error)
+        return Formed(formed.key, tuple(items))
+
+    def _batch(self, formed: Formed) -> Batch:
+        """The batch as it travels."""
+        now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
         way = self._route(formed.key)
-        if not items or way.engine is None:
-            return None
+        assert way.engine is not None  # without an engine there is no room, and no batch is formed
         return Batch(
             id=str(uuid.uuid4()),
             engine=way.engine,
             model=formed.key.model,
             task=formed.key.task,  # type: ignore[arg-type]
-            requests=[item.request for item in items],
+            requests=[item.request for item in formed.items],
             chain=way.rest,
             attempts=way.skipped,
-            received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in items),
+            received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in formed.items),
             formed_at=now_s,
         )
 

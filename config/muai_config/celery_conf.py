@@ -63,7 +63,12 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if not queue.broker_is_redis:
         return {
             "broker_url": url,
-            "broker_transport_options": {"confirm_publish": True},
+            "broker_transport_options": {
+                "confirm_publish": True,
+                # Celery waits for confirmations, of its own events too, on the thread that does all the rest.
+                "read_timeout": REPLY_TIMEOUT_S,
+                "write_timeout": REPLY_TIMEOUT_S,
+            },
             "broker_heartbeat": _heartbeat_s(queue.lease_ttl_s),
             **_tls(url),
         }

@@ -45,7 +45,8 @@ def test_Given_Redis_Then_our_transport_carries_with_its_lease() -> None:
 def test_Given_RabbitMQ_Then_queues_are_quorum_and_publishing_is_confirmed() -> None:
     settings = conf(**AMQP)
     assert "broker_transport" not in settings
-    assert settings["broker_transport_options"] == {"confirm_publish": True}
+    assert settings["broker_transport_options"]["confirm_publish"] is True
+    assert 0 < settings["broker_transport_options"]["read_timeout"] <= 5.0, "nor a confirmation that never comes"
     assert settings["broker_heartbeat"] == 4, "a consumer that is cut off is found out within the lease of 8 s"
     assert all(queue.queue_arguments == {"x-queue-type": "quorum"} for queue in settings["task_queues"])
     assert settings["result_backend"] == "redis://127.0.0.1:6379/0"
