@@ -149,13 +149,27 @@ class KombuSubmitter:
     ) -> None:
         with self._lock:
             try:
-                self._publish([message for _, message in fresh])
+                self._publish_again_if_stale([message for _, message in fresh])
             except (*self._connection.recoverable_connection_errors, *self._connection.channel_errors) as error:
                 self._channel = None
                 self._connection.release()
                 self._connection = self._connection.clone()
                 self._store.release([request_id for request_id, _ in fresh])
                 raise BrokerError(f"the broker did not take the request: {error}", {"accepted": accepted}) from error
+
+    def _publish_again_if_stale(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
+        """A connection that broke while it lay idle is no reason to refuse anything: try once more on a new one.
+
+        What the broker may have of the first try goes twice under the same id, and its second result is refused.
+        """
+        try:
+            self._publish(messages)
+        except self._connection.recoverable_connection_errors:
+            if self._channel is None:
+                raise
+            self._channel = None
+            self._connection.collapse()
+            self._publish(messages)
 
     def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
         if self._channel is None:
