@@ -192,13 +192,30 @@ class KombuSubmitter:
     def _publish_or_release(self, fresh: list[tuple[str, Encoded]], accepted: list[str]) -> None:
         with self._lock:
             try:
-                self._publish([message for _, message in fresh])
+                self._publish_again_if_stale([message for _, message in fresh])
             except (*self._connection.recoverable_connection_errors, *self._connection.channel_errors) as error:
-                self._channel = None
-                self._connection.release()
-                self._connection = self._connection.clone()
+                self._reconnect()
                 self._store.release([request_id for request_id, _ in fresh])
                 raise BrokerError(f"the broker did not take the request: {error}", {"accepted": accepted}) from error
+
+    def _publish_again_if_stale(self, messages: list[Encoded]) -> None:
+        """A connection that broke while it lay idle is no reason to refuse anything: try once more on a new one.
+
+        What the broker may have of the first try goes twice under the same id, and its second result is refused.
+        """
+        try:
+            self._publish(messages)
+        except self._connection.recoverable_connection_errors:
+            if self._channel is None:
+                raise
+            self._reconnect()
+            self._publish(messages)
+
+    def _reconnect(self) -> None:
+        """Leave the connection for a new one, made when it is needed."""
+        self._channel = None
+        self._connection.release()
+        self._connection = self._connection.clone()
 
     def _publish(self, messages: list[Encoded]) -> None:
         if self._channel is None:

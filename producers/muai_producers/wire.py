@@ -40,7 +40,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """0 switches it off."""
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
     stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()

@@ -136,10 +136,10 @@ class Stack:
         self.client.close()
         self.witness.close()
 
-    def restart(self, name: str, **environment: str) -> None:
-        """End a process softly and start it again in another environment."""
+    def restart(self, name: str, number: signal.Signals = signal.SIGTERM, **environment: str) -> None:
+        """End a process and start it again in another environment."""
         self.verified = False
-        self.processes[name].restart(**environment)
+        self.processes[name].restart(number, **environment)
         self.wait_whole()
         self.verified = True
 

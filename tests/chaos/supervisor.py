@@ -92,10 +92,10 @@ class Supervised:
                 self._process.send_signal(number)
             return now_s
 
-    def restart(self, **environment: str) -> None:
-        """End it softly and wait until the next life consumes, in another environment."""
+    def restart(self, number: signal.Signals, **environment: str) -> None:
+        """End it by a signal and wait until the next life consumes, in another environment."""
         self.environment.update(environment)
-        self.signal(signal.SIGTERM)
+        self.signal(number)
         self.wait_ready()
 
     def begin_stop(self) -> None:

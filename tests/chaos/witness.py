@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from muai_producers.store import META_PREFIX, TERMINAL
 
@@ -25,7 +27,8 @@ class Witness:
     """Follows the terminal states of all requests at one state store."""
 
     def __init__(self, port: int) -> None:
-        self._client = redis.Redis(port=port)
+        # Without retries: redis-py would subscribe anew by itself, and what was told in between would be missed.
+        self._client = redis.Redis(port=port, retry=Retry(NoBackoff(), 0))
         self._changed = threading.Condition()
         self._finished: dict[str, float] = {}
         self._expected: dict[str, None] = {}

@@ -15,8 +15,8 @@ from muai_producers.cli.invocation import Invocation
 from muai_producers.gateway.app import create_gateway
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long the event loop may keep a thread waiting that has heard from Redis. With Python's own 5 ms, several times
-per round trip, the slowest hundredth of the requests on a busy gateway took half as long again."""
+"""How long the event loop may keep a thread waiting that has heard from Redis: Python's own 5 ms would be met several
+times per round trip on a busy gateway."""
 KEEP_ALIVE_S = 65
 """Longer than load balancers keep idle connections (60 s as a rule), so that they are the ones to close them."""
 AFTER_DRAIN_S = 2
