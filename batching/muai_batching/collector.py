@@ -42,7 +42,10 @@ MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
-MARK_CHUNK = 500
+SLOW_FROM_S = 0.05
+"""A full batch that takes longer is worth a deep search for requests of like length, which takes a millisecond."""
+MARKS_PER_SWEEP = 2000
+"""Bounds what showing RECEIVED costs while a large backlog is worked off."""
 PASS_ON_CHUNK = 256
 SHOWN_FROM_S = 0.1
 """A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
@@ -174,6 +177,7 @@ class Collector:
             self._settle_refused()
             self._pass_on()
             more = self._send_due()
+            self._settle_refused()  # what was found to have ended when its batch was formed
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
             return RETRY_S
@@ -219,8 +223,9 @@ class Collector:
             formed = self.assembler.form(now_s, self._room)
             if formed is None:
                 break
-            batch = self._batch(formed)
-            if batch is not None:
+            formed = self._without_ended(formed)
+            if formed.items:
+                batch = self._batch(formed)
                 due.append((batch, formed))
                 self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + 1
         if due:
@@ -252,28 +257,31 @@ class Collector:
             if item.handle.tag not in lost:
                 self.assembler.add(formed.key, item)
 
-    def _batch(self, formed: Formed) -> Batch | None:
-        """The batch as it travels; None when all of its requests have ended meanwhile."""
-        now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
-        items = []
+    def _without_ended(self, formed: Formed) -> Formed:
+        """What of a batch is still to run. The rest is answered first, and its messages let go of only then."""
+        now_s, items = self._wall_s(), []
         for item in formed.items:
             error = self._ended(item.request, now_s)
             if error is None:
                 items.append(item)
             else:
                 self._refuse(item.request, item.handle, error)
+        return Formed(formed.key, tuple(items))
+
+    def _batch(self, formed: Formed) -> Batch:
+        """The batch as it travels."""
+        now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
         way = self._route(formed.key)
-        if not items or way.engine is None:
-            return None
+        assert way.engine is not None  # without an engine there is no room, and no batch is formed
         return Batch(
             id=str(uuid.uuid4()),
             engine=way.engine,
             model=formed.key.model,
             task=formed.key.task,  # type: ignore[arg-type]
-            requests=[item.request for item in items],
+            requests=[item.request for item in formed.items],
             chain=way.rest,
             attempts=way.skipped,
-            received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in items),
+            received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in formed.items),
             formed_at=now_s,
         )
 
@@ -291,10 +299,12 @@ class Collector:
         ahead = self.fleet.capacity(engine) - outstanding
         if ahead <= 0:
             return NO_ROOM
-        target_s, limit = self.assembler.policy.latency_target_s, self.assembler.policy.size_limit
-        if target_s is None or not self.assembler.policy.adaptive:
-            return Room(max(0, idle), ahead)
-        return Room(max(0, idle), ahead, self.latency.of(engine, key.model).largest_size(target_s, limit))
+        policy, fit = self.assembler.policy, self.latency.of(engine, key.model)
+        max_size = policy.size_limit
+        if policy.latency_target_s is not None and policy.adaptive:
+            max_size = fit.largest_size(policy.latency_target_s, max_size)
+        is_slow = fit.predict_s(policy.size_limit) >= SLOW_FROM_S
+        return Room(max(0, idle), ahead, max_size, is_slow)
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
@@ -307,10 +317,9 @@ class Collector:
 
     def _mark_received(self) -> None:
         """Show RECEIVED for what has waited since the last sweep: what leaves at once needs no such state."""
-        waiting = [item.request.id for item in self._unmarked if item.queued]
-        self._unmarked = []
-        for start in range(0, len(waiting), MARK_CHUNK):
-            self._store.mark(RECEIVED, waiting[start : start + MARK_CHUNK])
+        waiting = [item for item in self._unmarked if item.queued]
+        now, self._unmarked = waiting[:MARKS_PER_SWEEP], waiting[MARKS_PER_SWEEP:]
+        self._store.mark(RECEIVED, [item.request.id for item in now])
 
     # -- refusing ------------------------------------------------------------------------------------------------
 

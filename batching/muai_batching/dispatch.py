@@ -17,6 +17,9 @@ from muai_producers.store import Store
 from muai_producers.submit import publish_confirmed
 from muai_producers.wire import Batch, InferenceRequest
 
+CONFIRM_LIMIT_S = 5.0
+"""After this long without a confirmation the connection is taken for lost: the collector waits meanwhile."""
+
 
 @dataclass(frozen=True)
 class Handle:
@@ -178,7 +181,7 @@ class ConfirmingDispatcher:
                 for queue in self._queues:
                     queue.bind(channel).declare()
                 self._channel = channel
-            publish_confirmed(channel, messages)
+            publish_confirmed(channel, messages, CONFIRM_LIMIT_S)
 
         publish_with_retries: Any = self._connection.autoretry(publish, max_retries=3, interval_start=0.1)
         publish_with_retries()

@@ -31,6 +31,7 @@ _CONNECTION = {
     "broker_connection_max_retries": None,  # a broker that is away for an hour must not end the workers
 }
 
+REPLY_TIMEOUT_S = 3.0
 _MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
 
 
@@ -60,8 +61,25 @@ def _broker(settings: Settings) -> dict[str, Any]:
     queue = settings.queue
     url, master_name = _without_master_name(queue.broker_url)
     if not queue.broker_is_redis:
-        return {"broker_url": url, "broker_transport_options": {"confirm_publish": True}, **_tls(url)}
-    options: dict[str, Any] = {"lease_ttl_s": queue.lease_ttl_s, "state_prefix": queue.key_prefix}
+        return {
+            "broker_url": url,
+            "broker_transport_options": {
+                "confirm_publish": True,
+                # Celery waits for confirmations, of its own events too, on the thread that does all the rest.
+                "read_timeout": REPLY_TIMEOUT_S,
+                "write_timeout": REPLY_TIMEOUT_S,
+            },
+            "broker_heartbeat": _heartbeat_s(queue.lease_ttl_s),
+            **_tls(url),
+        }
+    options: dict[str, Any] = {
+        "lease_ttl_s": queue.lease_ttl_s,
+        "state_prefix": queue.key_prefix,
+        # kombu waits for ever for the reply of a Redis that has vanished without closing the connection.
+        "socket_timeout": REPLY_TIMEOUT_S,
+        "socket_connect_timeout": REPLY_TIMEOUT_S,
+        "socket_keepalive": True,
+    }
     if master_name is not None:
         options["master_name"] = master_name
     transport = "SentinelTransport" if url.startswith("sentinel://") else "Transport"
@@ -71,6 +89,11 @@ def _broker(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": options,
         **_tls(url),
     }
+
+
+def _heartbeat_s(lease_ttl_s: float) -> int:
+    """AMQP's heartbeat, in whole seconds: either side gives the other up after two that were missed."""
+    return max(1, round(lease_ttl_s / 2))
 
 
 def _tls(url: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 
-def state_client(url: str, *, timeout_s: float = 30.0) -> redis.Redis:
+def state_client(url: str, *, timeout_s: float = 3.0) -> redis.Redis:
     """A Redis client for `redis://`, `rediss://`, `unix://` or `sentinel://h:p;h:p/db?master_name=…`.
 
     Answers are bytes. A connection that breaks is tried again for about two seconds before an error is raised.

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from muai_producers.errors import MuaiError
+from muai_producers.errors import MuaiError, error_from_wire
 from muai_producers.wire import Batch, InferenceRequest, InferenceResult, input_chars
 
 META_PREFIX = "celery-task-meta-"
@@ -295,7 +295,29 @@ class Limits:
         return [-1 if limit is None else limit for limit in limits]
 
 
-@dataclass(frozen=True)
+class StoredState(msgspec.Struct):
+    """A stored state, its result not decoded yet."""
+
+    status: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_STATE = msgspec.json.Decoder(StoredState)
+_RESULT = msgspec.json.Decoder(InferenceResult)
+
+
+class _Meta(msgspec.Struct):
+    """A state as Celery's Redis backend keeps it. `status` must stay the first field: see `_IS_TERMINAL`."""
+
+    status: str
+    result: Any
+    task_id: str
+    date_done: str
+    traceback: None = None
+    children: tuple[()] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A terminal state, ready to be written."""
 
@@ -326,7 +348,7 @@ def _entry(request: InferenceRequest, tokens: int, now_s: int) -> str:
 
 def success_answer(request: InferenceRequest, result: InferenceResult) -> Answer:
     """SUCCESS with the result."""
-    return _terminal(SUCCESS, msgspec.to_builtins(result), request.id, request.reply_to)
+    return _terminal(SUCCESS, result, request.id, request.reply_to)
 
 
 def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE) -> Answer:
@@ -341,15 +363,17 @@ def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = Non
 
 
 def _terminal(state: str, result: Any, request_id: str, reply_to: str | None) -> Answer:
-    meta = {
-        "status": state,
-        "result": result,
-        "traceback": None,
-        "children": [],
-        "date_done": _now_iso(),
-        "task_id": request_id,
-    }
+    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso())
     return Answer(request_id, msgspec.json.encode(meta), reply_to or "")
+
+
+def outcome_of(state: StoredState) -> InferenceResult | MuaiError:
+    """The result or error of a terminal state."""
+    if state.status == SUCCESS:
+        return _RESULT.decode(state.result)
+    failure = msgspec.json.decode(state.result) or {}
+    message, details = [*failure.get("exc_message", []), "", {}][:2]
+    return error_from_wire({"type": failure.get("exc_type"), "message": message, "details": details})
 
 
 class Store:
@@ -488,6 +512,11 @@ class Store:
         for other_engine, moved_id in moved:
             args += (self.keys.outstanding(other_engine), moved_id)
         self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)
+
+    def states(self, request_ids: Sequence[str]) -> list[StoredState | None]:
+        """As `fetch`, with the results left undecoded."""
+        raw = self.client.mget([META_PREFIX + request_id for request_id in request_ids]) if request_ids else []
+        return [None if item is None else _STATE.decode(item) for item in raw]
 
     def fetch(self, request_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The stored state of each request, None where nothing is known."""

@@ -172,6 +172,17 @@ def validate_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value}
 
 
+def check_inputs(task: str, inputs: Mapping[str, Any]) -> None:
+    """As `validate_inputs`, for those who are given requests after it: the task's own key must be there.
+
+    Raises:
+        InvalidRequestError: names the field and what is expected.
+    """
+    validate_inputs(task, inputs)
+    if INPUT_FIELD[task] not in inputs:
+        raise InvalidRequestError(f"inputs for {task} must hold {INPUT_FIELD[task]!r}", {"field": "inputs"})
+
+
 def _checked_messages(turns: Any) -> list[Any]:
     try:
         messages = msgspec.convert(turns, list[Message])

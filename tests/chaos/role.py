@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,7 @@ def run_engine(settings: Settings, name: str) -> None:
     from muai_workers.engines import fake
     from muai_workers.engines.base import Completion
 
-    options = fake.FakeOptions.from_env_value(os.environ.get("MUAI_TEST_FAKE_ENGINE", ""))
+    options = fake.FakeOptions.from_env_value(os.environ.pop("MUAI_TEST_FAKE_ENGINE", ""))
     notes = os.open(os.environ["MUAI_TEST_RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     class NotingEngine(fake.FakeEngine):
@@ -90,5 +88,4 @@ ROLES = {
 }
 
 if __name__ == "__main__":
-    faulthandler.register(signal.SIGUSR1)  # tells where a process hangs
     ROLES[sys.argv[1]](load_settings(Path(os.environ.get("MUAI_TEST_CONFIG", sys.argv[2]))), sys.argv[3])

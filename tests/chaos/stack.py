@@ -23,7 +23,7 @@ from muai_producers import InferenceClient
 from muai_producers.store import SUCCESS
 
 RESUME_LIMIT_S = 15.0
-ANSWER_LIMIT_S = 120.0
+ANSWER_LIMIT_S = 60.0
 LATENCY = {"latency_per_request_ms": 1.0, "latency_per_batch_ms": 30.0}
 
 

@@ -36,14 +36,18 @@ def test_Given_any_role_Then_Celery_takes_every_key_and_knows_every_queue(
 def test_Given_Redis_Then_our_transport_carries_with_its_lease() -> None:
     settings = conf(MUAI_QUEUE_LEASE_TTL_S="3", MUAI_QUEUE_KEY_PREFIX="x")
     assert settings["broker_transport"] == "muai_batching.transport:Transport"
-    assert settings["broker_transport_options"] == {"lease_ttl_s": 3.0, "state_prefix": "x"}
+    options = settings["broker_transport_options"]
+    assert (options["lease_ttl_s"], options["state_prefix"]) == (3.0, "x")
+    assert 0 < options["socket_timeout"] <= 5.0, "a reply that never comes must not hang a worker"
     assert all(queue.queue_arguments == {} for queue in settings["task_queues"])
 
 
 def test_Given_RabbitMQ_Then_queues_are_quorum_and_publishing_is_confirmed() -> None:
     settings = conf(**AMQP)
     assert "broker_transport" not in settings
-    assert settings["broker_transport_options"] == {"confirm_publish": True}
+    assert settings["broker_transport_options"]["confirm_publish"] is True
+    assert 0 < settings["broker_transport_options"]["read_timeout"] <= 5.0, "nor a confirmation that never comes"
+    assert settings["broker_heartbeat"] == 4, "a consumer that is cut off is found out within the lease of 8 s"
     assert all(queue.queue_arguments == {"x-queue-type": "quorum"} for queue in settings["task_queues"])
     assert settings["result_backend"] == "redis://127.0.0.1:6379/0"
 

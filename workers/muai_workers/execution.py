@@ -203,7 +203,7 @@ class BatchRunner:
                 "batching_ms": _ms(received_s, batch.formed_at),
                 "dispatch_ms": _ms(batch.formed_at, run.started_s),
                 "inference_ms": round((time.monotonic() - run.run_started_s) * 1000, 3),
-                "attempts": msgspec.to_builtins(batch.attempts),
+                "attempts": batch.attempts,
                 "batch_id": batch.id,
                 "worker": self.identity.name,
                 "gpu_id": self.identity.gpu or None,

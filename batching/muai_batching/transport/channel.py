@@ -22,7 +22,7 @@ from muai_batching.transport.store import Claimed, Command, ListOrder
 logger = logging.getLogger(__name__)
 
 #: A command that Redis has not answered after this long is taken for lost.
-COMMAND_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 3.0
 
 Reply = list[Any]
 

@@ -23,6 +23,9 @@ PEEK_S = 4.0
 #: A Redis over its memory limit refuses peeks; its lists are looked at this often instead.
 REFUSED_PAUSE_S = 0.1
 
+#: Once a peek's answer has begun to arrive, the rest of it is waited for this long: the event loop stands still.
+REST_OF_ANSWER_S = 1.0
+
 
 def _readable(sock: Any) -> bool:
     poller = select.poll()
@@ -58,7 +61,7 @@ class Peek:
         """Take the answer that is there; True when the list may have something."""
         self._sent_at_s = None
         try:
-            return self._connection.read_response() is not None
+            return self._connection.read_response(timeout=REST_OF_ANSWER_S) is not None
         except OutOfMemoryError:
             # Such a Redis still lets messages be claimed, and every one done with frees memory.
             self._not_before_s = time.monotonic() + REFUSED_PAUSE_S
@@ -209,8 +212,10 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
         try:
             found = peek.read()
         except CONNECTION_ERRORS:
-            # The next tick connects anew, and fails loudly if Redis is gone.
-            self.drop_peek(peek)
+            # The next tick connects anew, and fails loudly if Redis is gone. What befell one befell them all, most
+            # likely, and finding that out one by one would take long.
+            for other in [other for other in self._peeks.values() if other.channel is peek.channel]:
+                self.drop_peek(other)
             peek.channel.ledger.expect_loss()
             return False
         return bool(found and peek.channel.pump())

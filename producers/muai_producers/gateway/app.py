@@ -59,6 +59,7 @@ class Gateway:
 
     def close(self) -> None:
         """Close connections and threads."""
+        self.drain.close()
         self.hub.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._observer.close()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from muai_producers.gateway.answers import ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
@@ -234,6 +235,11 @@ def document(app: FastAPI) -> dict[str, Any]:
         schemas["Standing"]["properties"]["result"] = {
             "anyOf": [{"$ref": "#/components/schemas/InferenceResult"}, {"type": "null"}]
         }
+        for route in app.routes:
+            if isinstance(route, APIRoute) and route.methods:
+                operation = made["paths"][route.path_format][min(route.methods).lower()]
+                # As they were given: FastAPI leaves out what is null, in the examples too.
+                operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
         made.setdefault("components", {})["schemas"] = schemas
         app.openapi_schema = made
     return app.openapi_schema
