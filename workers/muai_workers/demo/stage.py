@@ -94,7 +94,9 @@ def build_model(folder: Path) -> None:
         DemoError: it cannot be built.
     """
     command = [sys.executable, "-m", "muai_workers.demo.build", str(folder)]
-    built = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    # On a busy machine the threads of such small operations spend their time waiting for each other.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    built = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env, check=False)
     if built.returncode:
         raise DemoError(f"the small model cannot be built: {built.stderr.strip()[-500:]}")
 
