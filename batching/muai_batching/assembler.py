@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from muai_batching.fair_queue import FairQueue, Waiting
 
+CREDIT_BATCHES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
@@ -155,7 +157,8 @@ class Assembler:
         """Take in a request. Its tokens must not exceed `policy.max_batch_tokens`."""
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = FairQueue(self.policy.ageing_s)
+            credit = CREDIT_BATCHES * self.policy.size_limit
+            queue = self._queues[key] = FairQueue(self.policy.ageing_s, credit)
         queue.push(item)
         self.num_requests += 1
         self.num_bytes += item.num_bytes
