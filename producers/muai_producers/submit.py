@@ -151,9 +151,7 @@ class KombuSubmitter:
             try:
                 self._publish_again_if_stale([message for _, message in fresh])
             except (*self._connection.recoverable_connection_errors, *self._connection.channel_errors) as error:
-                self._channel = None
-                self._connection.release()
-                self._connection = self._connection.clone()
+                self._start_anew()
                 self._store.release([request_id for request_id, _ in fresh])
                 raise BrokerError(f"the broker did not take the request: {error}", {"accepted": accepted}) from error
 
@@ -167,9 +165,13 @@ class KombuSubmitter:
         except self._connection.recoverable_connection_errors:
             if self._channel is None:
                 raise
-            self._channel = None
-            self._connection.collapse()
+            self._start_anew()
             self._publish(messages)
+
+    def _start_anew(self) -> None:
+        self._channel = None
+        self._connection.release()
+        self._connection = self._connection.clone()
 
     def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
         if self._channel is None:
