@@ -14,7 +14,7 @@ PARALLEL := tests/unit tests/property
 SERIAL := $(filter-out $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast check format bench docs clean
+.PHONY: help demo up test test-fast check format chaos bench docs clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,8 +42,12 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+chaos: $(VENV)/.dev ## Kill, stop and cut everything in turn, with 10,000 requests under way
+	MUAI_TEST_CHAOS_REQUESTS=10000 $(BIN)/python -m pytest -q -m chaos --timeout 900 tests/chaos tests/integration
+	$(BIN)/python -m tests.chaos.report
+
 bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.run
 
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/muai config docs --output docs/configuration.md

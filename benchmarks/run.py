@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +38,8 @@ PICTURE = "benchmarks.png"
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The folder for report and numbers.")
 def main(quick: bool, only: Sequence[str], resume: bool, report_only: bool, out: Path | None) -> None:
     """Measure MuAI and its peers on this machine, one after the other."""
+    # Told to stop, it must still stop what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = QUICK if quick else FULL
     folder = (out or (QUICK_FOLDER if quick else FULL_FOLDER)).absolute()
     folder.mkdir(parents=True, exist_ok=True)

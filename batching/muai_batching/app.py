@@ -75,6 +75,7 @@ class CollectorConsumer(QuietConsumer):
 
     def _start_collecting(self) -> None:
         self._consumed_shards: frozenset[int] = frozenset()
+        self._paused = False
         if self.collector is not None:
             self.collector.forget_all()
             return
@@ -136,11 +137,25 @@ class CollectorConsumer(QuietConsumer):
             self._timer.cancel()
             self._timer = None
         delay_s = self.collector.tick()
+        self._pause_or_go_on()
         if delay_s == 0.0:
             # Through the timer, so that the loop reads its sockets in between.
             self._timer = self.hub.call_later(0, self._tick)
         elif delay_s is not None:
             self._timer = self.hub.call_later(delay_s, self._tick)
+
+    def _pause_or_go_on(self) -> None:
+        """Stop taking messages while those held have `buffer_mb`; what does not fit stays with the broker."""
+        assert self.collector is not None
+        num_bytes = self.collector.assembler.num_bytes
+        limit = self.settings.optimization.batcher.buffer_mb * 1_000_000
+        if not self._paused and num_bytes >= limit:
+            log.warning("holding %d MB of requests, the most that buffer_mb allows; the rest waits", limit // 1_000_000)
+            self._paused = True
+            self.task_consumer.cancel()
+        elif self._paused and num_bytes < limit // 2:
+            self._paused = False
+            self.task_consumer.consume()
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """A message whose envelope kombu refuses."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from muai_batching.fair_queue import FairQueue, Waiting
 
+CREDIT_BATCHES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
@@ -38,7 +40,9 @@ class BatchPolicy:
     ageing_s: float = 0.5
     """Waiting time that one step of priority is worth."""
     lookahead: int = 256
-    """Requests, next in order, among which companions of like length are chosen."""
+    """Requests, next in order, among which companions of like length are chosen, for an engine of unknown speed."""
+    deep_lookahead: int = 1024
+    """The same for an engine whose batches take so long that a deeper search costs nothing beside them."""
     latency_target_s: float | None = None
     """What 95 % of requests should take at most; batches are kept small enough for it. None: no target."""
 
@@ -58,6 +62,8 @@ class Room:
     """Batches that may be sent in all, those that wait at the workers behind a running one included."""
     max_size: int = 1_000_000
     """Largest batch that keeps to the latency target there."""
+    is_slow: bool = False
+    """Whether a batch takes so long there that choosing its requests well is worth a deeper search."""
 
 
 NO_ROOM = Room(0, 0)
@@ -93,15 +99,16 @@ def should_send(count: int, oldest_wait_s: float, room: Room, policy: BatchPolic
     return room.ahead > 0 and full
 
 
-def choose(queue: FairQueue, policy: BatchPolicy, now_s: float, max_size: int) -> tuple[Waiting, ...]:
+def choose(queue: FairQueue, policy: BatchPolicy, now_s: float, room: Room = NO_ROOM) -> tuple[Waiting, ...]:
     """The requests of the next batch: the next in order, and those nearest to it in length among the following.
 
     A padded batch costs its longest request times its size, so companions are taken from a window of the requests
     sorted by length that contains the next one. Every batch serves the request that is next in order, and requests
     past `max_wait_s` come first come, first served, so none is passed over for long.
     """
-    limit = min(policy.size_limit, max_size)
-    candidates = queue.peek(limit if len(queue) <= limit else max(limit, policy.lookahead))
+    limit = min(policy.size_limit, room.max_size)
+    lookahead = policy.deep_lookahead if room.is_slow else policy.lookahead
+    candidates = queue.peek(limit if len(queue) <= limit else max(limit, lookahead))
     first = candidates[0]
     if len(candidates) <= limit or now_s - first.arrived_s > policy.max_wait_s:
         return _fit(candidates[:limit], first, policy.max_batch_tokens)
@@ -150,7 +157,8 @@ class Assembler:
         """Take in a request. Its tokens must not exceed `policy.max_batch_tokens`."""
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = FairQueue(self.policy.ageing_s)
+            credit = CREDIT_BATCHES * self.policy.size_limit
+            queue = self._queues[key] = FairQueue(self.policy.ageing_s, credit)
         queue.push(item)
         self.num_requests += 1
         self.num_bytes += item.num_bytes
@@ -163,15 +171,15 @@ class Assembler:
         Args:
             room: what the engine of a batch key can take; None while no engine serves it, which holds its requests.
         """
-        ready: list[tuple[float, BatchKey, int]] = []
+        ready: list[tuple[float, BatchKey, Room]] = []
         for key, queue in self._queues.items():
             space, oldest_s = room(key), queue.oldest_arrival_s()
             if space is not None and should_send(len(queue), now_s - oldest_s, space, self.policy):
-                ready.append((oldest_s, key, space.max_size))
+                ready.append((oldest_s, key, space))
         if not ready:
             return None
-        _, key, max_size = min(ready, key=lambda entry: entry[0])
-        items = choose(self._queues[key], self.policy, now_s, max_size)
+        _, key, space = min(ready, key=lambda entry: entry[0])
+        items = choose(self._queues[key], self.policy, now_s, space)
         self._remove(key, items, served=True)
         return Formed(key, items)
 

@@ -42,7 +42,10 @@ MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
-MARK_CHUNK = 500
+SLOW_FROM_S = 0.05
+"""A full batch that takes longer is worth a deep search for requests of like length, which takes a millisecond."""
+MARKS_PER_SWEEP = 2000
+"""Bounds what showing RECEIVED costs while a large backlog is worked off."""
 PASS_ON_CHUNK = 256
 SHOWN_FROM_S = 0.1
 """A passing state that lasts less is not written: nobody would see it, and each costs as much as the result."""
@@ -296,10 +299,12 @@ class Collector:
         ahead = self.fleet.capacity(engine) - outstanding
         if ahead <= 0:
             return NO_ROOM
-        target_s, limit = self.assembler.policy.latency_target_s, self.assembler.policy.size_limit
-        if target_s is None or not self.assembler.policy.adaptive:
-            return Room(max(0, idle), ahead)
-        return Room(max(0, idle), ahead, self.latency.of(engine, key.model).largest_size(target_s, limit))
+        policy, fit = self.assembler.policy, self.latency.of(engine, key.model)
+        max_size = policy.size_limit
+        if policy.latency_target_s is not None and policy.adaptive:
+            max_size = fit.largest_size(policy.latency_target_s, max_size)
+        is_slow = fit.predict_s(policy.size_limit) >= SLOW_FROM_S
+        return Room(max(0, idle), ahead, max_size, is_slow)
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
@@ -312,10 +317,9 @@ class Collector:
 
     def _mark_received(self) -> None:
         """Show RECEIVED for what has waited since the last sweep: what leaves at once needs no such state."""
-        waiting = [item.request.id for item in self._unmarked if item.queued]
-        self._unmarked = []
-        for start in range(0, len(waiting), MARK_CHUNK):
-            self._store.mark(RECEIVED, waiting[start : start + MARK_CHUNK])
+        waiting = [item for item in self._unmarked if item.queued]
+        now, self._unmarked = waiting[:MARKS_PER_SWEEP], waiting[MARKS_PER_SWEEP:]
+        self._store.mark(RECEIVED, [item.request.id for item in now])
 
     # -- refusing ------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Between tenants it is start-time fair queueing (Goyal, Vin and Cheng, 1996), by tokens: a tenant's next request gets
 a virtual start time, the later of the queue's virtual time and the finish of the tenant's last one; lowest start
-first. A tenant that floods the queue moves its own later requests back, nobody else's.
+first. A tenant that floods the queue moves its own later requests back, nobody else's. What a tenant left unused lately
+it may catch up on, up to a credit of two batches: a short burst is not made to share with a flood.
 
 Within a tenant, a request ranks as if it had arrived earlier by `ageing_s` for each step of its priority. So a
 request of the lowest priority is overtaken only by those of the highest that arrive within nine steps after it: that
@@ -45,15 +46,21 @@ class _Flow:
     waiting: list[tuple[float, int, Waiting]] = field(default_factory=list)
 
 
+MEAN_FADING = 0.99
+
+
 class FairQueue:
     """Requests of one batch key in the order of service.
 
     Args:
         ageing_s: seconds of waiting that one step of priority is worth.
+        credit_requests: how far, in requests of mean length, a tenant that asked for nothing is let ahead later.
     """
 
-    def __init__(self, ageing_s: float) -> None:
+    def __init__(self, ageing_s: float, credit_requests: int = 0) -> None:
         self._ageing_s = ageing_s
+        self._credit_requests = credit_requests
+        self._mean_tokens = 0.0
         self._flows: dict[str, _Flow] = {}
         self._virtual_time = 0.0
         self._arrivals = 0
@@ -65,9 +72,11 @@ class FairQueue:
 
     def push(self, item: Waiting) -> None:
         """Add a request."""
+        mean = self._mean_tokens or float(item.tokens)
+        self._mean_tokens = MEAN_FADING * mean + (1 - MEAN_FADING) * item.tokens
         flow = self._flows.get(item.request.tenant)
         if flow is None:
-            flow = self._flows[item.request.tenant] = _Flow(self._virtual_time)
+            flow = self._flows[item.request.tenant] = _Flow(self._earliest_start)
         self._arrivals += 1
         rank = item.arrived_s - item.request.priority * self._ageing_s
         entry = (rank, self._arrivals, item)
@@ -84,7 +93,7 @@ class FairQueue:
         busy = [flow for flow in self._flows.values() if flow.waiting]
         if len(busy) == 1:
             return [item for _, _, item in busy[0].waiting[:count]]
-        heads = [(max(self._virtual_time, flow.finish), flow.waiting[0][1], 0, flow) for flow in busy]
+        heads = [(self._start(flow), flow.waiting[0][1], 0, flow) for flow in busy]
         heapq.heapify(heads)
         chosen: list[Waiting] = []
         while heads and len(chosen) < count:
@@ -106,7 +115,7 @@ class FairQueue:
         starts: list[float] = []
         for tenant, ids in gone.items():
             flow = self._flows[tenant]
-            start = max(self._virtual_time, flow.finish)
+            start = self._start(flow)
             tokens = _take(flow.waiting, ids)
             self._count -= len(ids)
             if served:
@@ -116,12 +125,20 @@ class FairQueue:
             self._virtual_time = max(self._virtual_time, min(starts))
         self._forget_idle_flows()
 
+    @property
+    def _earliest_start(self) -> float:
+        return self._virtual_time - self._credit_requests * self._mean_tokens
+
+    def _start(self, flow: _Flow) -> float:
+        """Virtual start of a flow's next request."""
+        return max(self._earliest_start, flow.finish)
+
     def _forget_idle_flows(self) -> None:
         if not self._count:
             self._flows.clear()
             self._virtual_time = 0.0
             return
-        idle = [t for t, flow in self._flows.items() if not flow.waiting and flow.finish <= self._virtual_time]
+        idle = [t for t, flow in self._flows.items() if not flow.waiting and flow.finish <= self._earliest_start]
         for tenant in idle:
             del self._flows[tenant]
 

@@ -27,6 +27,7 @@ class QuietConsumer(Consumer):
 
     hub: Any
     event_dispatcher: Any
+    task_consumer: Any
     _flush_events: Any
 
     class Blueprint(_StockBlueprint):  # type: ignore[misc]  # celery-types has it as a variable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,12 +37,10 @@ def measure(session: Session) -> Measured:
     baseline = rows[0].metrics["throughput"].median
     rows.append(session.attempt(PLAIN, "", lambda: _plain(session, batch, baseline)))
     for peer in MODEL_QUEUES:
-        rows.append(session.attempt(peer.name, peer.settings, lambda peer=peer: _queue_peer(session, peer, baseline)))
+        rows.append(session.attempt(peer.name, peer.settings, partial(_queue_peer, session, peer, baseline)))
     for server in SERVERS:
         rows.append(
-            session.attempt(
-                server.name, server.settings(SERVER_BATCH), lambda server=server: _server(session, server, baseline)
-            )
+            session.attempt(server.name, server.settings(SERVER_BATCH), partial(_server, session, server, baseline))
         )
     goals = [Goal(text="served over direct", value=rows[1].metrics["ratio to direct"].median, goal=0.97)]
     return Measured(rows, goals)

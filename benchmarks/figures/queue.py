@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from benchmarks.contestants import NOOP_QUEUES, QueuePeer
@@ -20,7 +22,7 @@ def measure(session: Session) -> Measured:
     """Each contestant in turn, with all of its repeats."""
     with session.logs("queue MuAI") as folder, served(folder, session.fresh(), "noop") as driver:
         rows = [_contest(session, driver, Row(name=OURS, settings=OUR_SETTINGS))]
-    rows += [session.attempt(peer.name, peer.settings, lambda peer=peer: _peer(session, peer)) for peer in NOOP_QUEUES]
+    rows += [session.attempt(peer.name, peer.settings, partial(_peer, session, peer)) for peer in NOOP_QUEUES]
     return Measured(rows, _goals({row.name: row for row in rows}))
 
 

@@ -22,7 +22,9 @@ from muai_producers.store import (
     TERMINAL,
     Limits,
     Store,
+    StoredState,
     failure_answer,
+    outcome_of,
 )
 from muai_producers.submit import KombuSubmitter, RedisSubmitter, Submitter
 from muai_producers.wire import (
@@ -179,11 +181,11 @@ class InferenceClient:
 
     def status(self, request_id: str) -> RequestStatus:
         """Where a request stands; PENDING also for an id that nobody knows."""
-        meta = self._fetch([request_id])[0]
-        if meta is None:
+        state = self._states([request_id])[0]
+        if state is None:
             return RequestStatus(request_id, PENDING, {})
-        info = {} if meta["status"] == SUCCESS else meta["result"] or {}
-        return RequestStatus(request_id, meta["status"], info)
+        info = {} if state.status == SUCCESS else msgspec.json.decode(state.result) or {}
+        return RequestStatus(request_id, state.status, info)
 
     def result(self, request_id: str, timeout_s: float | None = None) -> InferenceResult:
         """Wait for a request's result.
@@ -238,14 +240,14 @@ class InferenceClient:
         wanted = [request_id for request_id in ids if request_id in remaining]
         for start in range(0, len(wanted), FETCH_CHUNK):
             chunk = wanted[start : start + FETCH_CHUNK]
-            for request_id, meta in zip(chunk, self._fetch(chunk), strict=True):
-                if meta is not None and meta["status"] in TERMINAL and request_id in remaining:
+            for request_id, state in zip(chunk, self._states(chunk), strict=True):
+                if state is not None and state.status in TERMINAL and request_id in remaining:
                     del remaining[request_id]
-                    yield request_id, outcome_from_meta(meta)
+                    yield request_id, outcome_of(state)
 
-    def _fetch(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+    def _states(self, ids: Sequence[str]) -> list[StoredState | None]:
         try:
-            return self.store.fetch(ids)
+            return self.store.states(ids)
         except redis.RedisError as error:
             raise errors.BrokerError(f"the state store does not answer: {error}") from error
 
@@ -263,15 +265,6 @@ class InferenceClient:
         return self.store.answer([failure_answer(request_id, error, self._reply_channel, state=REVOKED)])[0]
 
 
-def outcome_from_meta(meta: Mapping[str, Any]) -> InferenceResult | errors.MuaiError:
-    """The result or error of a terminal state."""
-    if meta["status"] == SUCCESS:
-        return msgspec.convert(meta["result"], InferenceResult)
-    failure = meta["result"] or {}
-    message, details = [*failure.get("exc_message", []), "", {}][:2]
-    return errors.error_from_wire({"type": failure.get("exc_type"), "message": message, "details": details})
-
-
 def _submitter(settings: Settings, store: Store) -> Submitter:
     max_payload_bytes = settings.queue.max_payload_mb * 1_000_000
     if settings.queue.broker_is_redis and settings.queue.broker_url == settings.queue.state_url:
@@ -286,4 +279,4 @@ def _submitter(settings: Settings, store: Store) -> Submitter:
     return KombuSubmitter(store, connection, conf["task_queues"], max_payload_bytes=max_payload_bytes)
 
 
-__all__ = ["DEFAULT_PRIORITY", "InferenceClient", "Inputs", "RequestStatus", "outcome_from_meta"]
+__all__ = ["DEFAULT_PRIORITY", "InferenceClient", "Inputs", "RequestStatus"]

@@ -147,14 +147,9 @@ class ResultListener:
             ids = list(self._watches)
         for start in range(0, len(ids), RECHECK_CHUNK):
             chunk = ids[start : start + RECHECK_CHUNK]
-            states = self._store.fetch(chunk)
-            self._done(
-                [
-                    request_id
-                    for request_id, meta in zip(chunk, states, strict=True)
-                    if meta and meta["status"] in TERMINAL
-                ]
-            )
+            states = self._store.states(chunk)
+            found = zip(chunk, states, strict=True)
+            self._done([request_id for request_id, state in found if state and state.status in TERMINAL])
 
     def _done(self, ids: Sequence[str]) -> None:
         told: dict[Watch, list[str]] = {}

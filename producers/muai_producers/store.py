@@ -11,19 +11,22 @@ of that hash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 
-from muai_producers.errors import MuaiError
+from muai_producers.errors import MuaiError, error_from_wire
 from muai_producers.wire import Batch, InferenceRequest, InferenceResult, input_chars
 
 META_PREFIX = "celery-task-meta-"
 PENDING, RECEIVED, BATCHED, STARTED, RETRY = "PENDING", "RECEIVED", "BATCHED", "STARTED", "RETRY"
 SUCCESS, FAILURE, REVOKED = "SUCCESS", "FAILURE", "REVOKED"
+Pushes = Mapping[str, Sequence[bytes]]
+"""Messages by the list that they are pushed to."""
 TERMINAL = frozenset({SUCCESS, FAILURE, REVOKED})
 
 
@@ -116,81 +119,83 @@ local function release(inflight, load, ids)
 end
 """
 
-# KEYS: inflight, load. ARGV: capacity, tenant_requests, tenant_tokens, model_requests (-1:
-# unlimited), idempotency ttl_s, number of requests, '1' when messages are pushed here; then six per request: id,
-# tenant, model, tokens, idempotency key ('' for none), digest; then, when pushing, two per request: list, payload.
-# A call that was made before, and whose answer got lost, changes nothing: requests with an idempotency key are
-# recognised by it, and the others were all admitted or none, so that the first of them tells.
-SUBMIT = """
-local inflight, load = KEYS[1], KEYS[2]
-local limits = {capacity = tonumber(ARGV[1]), t = tonumber(ARGV[2]), k = tonumber(ARGV[3]), m = tonumber(ARGV[4])}
-local n, pushes, first = tonumber(ARGV[6]), ARGV[7] == '1', 8
-local repeated = nil
-local function is_repeated(id)
-  if repeated == nil then
-    repeated = redis.call('HEXISTS', inflight, id) == 1 or redis.call('EXISTS', 'celery-task-meta-' .. id) == 1
+# The checks that admission makes, over `tally`: a table of counters' names and what they would grow by.
+_ADMIT = """
+local function refusal(inflight, load, limits, fresh, tally)
+  local in_flight = redis.call('HLEN', inflight)
+  if limits.capacity >= 0 and in_flight + fresh > limits.capacity then
+    return {'full', 'queue_capacity', '', limits.capacity, in_flight}
   end
-  return repeated
-end
-local ids, fresh, tenants, tokens_of, models, keyed = {}, {}, {}, {}, {}, {}
-for i = 1, n do
-  local at = first + 6 * (i - 1)
-  local id, tenant, model, idem = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4]
-  ids[i] = id
-  local known = nil
-  if idem ~= '' then
-    local digest = ARGV[at + 5]
-    local record = keyed[idem] or redis.call('GET', idem)
-    if record then
-      local known_id, known_digest = string.match(record, '^(.-)\\t(.*)$')
-      if known_digest ~= digest then return {'conflict', i - 1, known_id} end
-      known = known_id
-      ids[i] = known_id
-    else
-      keyed[idem] = id .. '\\t' .. digest
+  local names = {t = 'tenant_max_requests', k = 'tenant_max_tokens', m = 'model_max_requests'}
+  for counter, more in pairs(tally) do
+    local kind = string.sub(counter, 1, 1)
+    if limits[kind] >= 0 then
+      local used = tonumber(redis.call('HGET', load, counter) or '0')
+      if used + more > limits[kind] then
+        return {'full', names[kind], string.sub(counter, 3), limits[kind], used}
+      end
     end
   end
-  if not known and (idem ~= '' or not is_repeated(id)) then
-    fresh[#fresh + 1] = i
-    tenants[tenant] = (tenants[tenant] or 0) + 1
-    tokens_of[tenant] = (tokens_of[tenant] or 0) + tonumber(ARGV[at + 3])
-    models[model] = (models[model] or 0) + 1
-  end
 end
-if #fresh == 0 then return {'ok', ids} end
-local in_flight = redis.call('HLEN', inflight)
-if limits.capacity >= 0 and in_flight + #fresh > limits.capacity then
-  return {'full', 'queue_capacity', '', limits.capacity, in_flight}
+local function read_limits()
+  return {capacity = tonumber(ARGV[1]), t = tonumber(ARGV[2]), k = tonumber(ARGV[3]), m = tonumber(ARGV[4])}
 end
-local function refusal(kind, name, tally)
-  if limits[kind] < 0 then return nil end
-  for of, more in pairs(tally) do
-    local used = tonumber(redis.call('HGET', load, kind .. ':' .. of) or '0')
-    if used + more > limits[kind] then return {'full', name, of, limits[kind], used} end
-  end
+local function is_admitted(inflight, id)
+  return redis.call('HEXISTS', inflight, id) == 1 or redis.call('EXISTS', 'celery-task-meta-' .. id) == 1
 end
-local refused = refusal('t', 'tenant_max_requests', tenants) or refusal('k', 'tenant_max_tokens', tokens_of)
-  or refusal('m', 'model_max_requests', models)
-if refused then return refused end
-local now, entries, lists = redis.call('TIME')[1], {}, {}
-for _, i in ipairs(fresh) do
-  local at = first + 6 * (i - 1)
-  entries[#entries + 1] = ARGV[at]
-  entries[#entries + 1] = table.concat({ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], now}, '\\t')
-  if pushes then
-    local push = first + 6 * n + 2 * (i - 1)
-    local payloads = lists[ARGV[push]]
-    if payloads then payloads[#payloads + 1] = ARGV[push + 1] else lists[ARGV[push]] = {ARGV[push + 1]} end
-  end
-end
-redis.call('HSET', inflight, unpack(entries))
-for list, payloads in pairs(lists) do redis.call('LPUSH', list, unpack(payloads)) end
-for tenant, more in pairs(tenants) do redis.call('HINCRBY', load, 't:' .. tenant, more) end
-for tenant, more in pairs(tokens_of) do redis.call('HINCRBY', load, 'k:' .. tenant, more) end
-for model, more in pairs(models) do redis.call('HINCRBY', load, 'm:' .. model, more) end
-for idem, record in pairs(keyed) do redis.call('SET', idem, record, 'EX', ARGV[5]) end
-return {'ok', ids}
 """
+
+# Admission of requests without idempotency keys: all or none, with hardly any work for each.
+# KEYS: inflight, load. ARGV: capacity, tenant_requests, tenant_tokens, model_requests (-1: unlimited), number of
+# requests, number of counters, number of lists; then counter and growth of each counter; then id and entry of each
+# request; then, per list, its name, the number of its messages, and they.
+# A call that was made before, and whose answer got lost, changes nothing: its first request tells.
+ADMIT = (
+    _ADMIT
+    + """
+local inflight, load = KEYS[1], KEYS[2]
+local n, at, tally = tonumber(ARGV[5]), 8, {}
+for _ = 1, tonumber(ARGV[6]) do
+  tally[ARGV[at]] = tonumber(ARGV[at + 1])
+  at = at + 2
+end
+if is_admitted(inflight, ARGV[at]) then return {'ok'} end
+local refused = refusal(inflight, load, read_limits(), n, tally)
+if refused then return refused end
+redis.call('HSET', inflight, unpack(ARGV, at, at + 2 * n - 1))
+at = at + 2 * n
+for _ = 1, tonumber(ARGV[7]) do
+  local count = tonumber(ARGV[at + 1])
+  redis.call('LPUSH', ARGV[at], unpack(ARGV, at + 2, at + 1 + count))
+  at = at + 2 + count
+end
+for counter, more in pairs(tally) do redis.call('HINCRBY', load, counter, more) end
+return {'ok'}
+"""
+)
+
+# Admission of one request with an idempotency key. KEYS: inflight, load, the key's record. ARGV: the four limits,
+# ttl_s, id, content digest, entry, tenant counter, tokens counter, tokens, model counter, then list and message where
+# they are pushed here.
+ADMIT_ONCE = (
+    _ADMIT
+    + """
+local record = redis.call('GET', KEYS[3])
+if record then
+  local id, digest = string.match(record, '^(.-)\\t(.*)$')
+  if digest ~= ARGV[7] then return {'conflict', id} end
+  return {'ok', id}
+end
+local tally = {[ARGV[9]] = 1, [ARGV[10]] = tonumber(ARGV[11]), [ARGV[12]] = 1}
+local refused = refusal(KEYS[1], KEYS[2], read_limits(), 1, tally)
+if refused then return refused end
+redis.call('HSET', KEYS[1], ARGV[6], ARGV[8])
+for counter, more in pairs(tally) do redis.call('HINCRBY', KEYS[2], counter, more) end
+redis.call('SET', KEYS[3], ARGV[6] .. '\\t' .. ARGV[7], 'EX', ARGV[5])
+if ARGV[13] then redis.call('LPUSH', ARGV[13], ARGV[14]) end
+return {'ok', ARGV[6]}
+"""
+)
 
 # KEYS: inflight, load, stats. ARGV: ttl_s, then three per request: id, encoded meta, reply channel ('' for none).
 # Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told of it.
@@ -290,7 +295,29 @@ class Limits:
         return [-1 if limit is None else limit for limit in limits]
 
 
-@dataclass(frozen=True)
+class StoredState(msgspec.Struct):
+    """A stored state, its result not decoded yet."""
+
+    status: str
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_STATE = msgspec.json.Decoder(StoredState)
+_RESULT = msgspec.json.Decoder(InferenceResult)
+
+
+class _Meta(msgspec.Struct):
+    """A state as Celery's Redis backend keeps it. `status` must stay the first field: see `_IS_TERMINAL`."""
+
+    status: str
+    result: Any
+    task_id: str
+    date_done: str
+    traceback: None = None
+    children: tuple[()] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A terminal state, ready to be written."""
 
@@ -309,9 +336,19 @@ def estimate_tokens(request: InferenceRequest) -> int:
     return max(1, (input_chars(request.inputs) + 3) // 4) + generated
 
 
+def _counters(request: InferenceRequest, tokens: int) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
+    """What a request adds to: its tenant's requests and tokens, its model's requests."""
+    return (f"t:{request.tenant}", 1), (f"k:{request.tenant}", tokens), (f"m:{request.model}", 1)
+
+
+def _entry(request: InferenceRequest, tokens: int, now_s: int) -> str:
+    """A request's record while it is in flight; the script that releases it reads the first three fields."""
+    return f"{request.tenant}\t{request.model}\t{tokens}\t{now_s}"
+
+
 def success_answer(request: InferenceRequest, result: InferenceResult) -> Answer:
     """SUCCESS with the result."""
-    return _terminal(SUCCESS, msgspec.to_builtins(result), request.id, request.reply_to)
+    return _terminal(SUCCESS, result, request.id, request.reply_to)
 
 
 def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE) -> Answer:
@@ -326,15 +363,17 @@ def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = Non
 
 
 def _terminal(state: str, result: Any, request_id: str, reply_to: str | None) -> Answer:
-    meta = {
-        "status": state,
-        "result": result,
-        "traceback": None,
-        "children": [],
-        "date_done": _now_iso(),
-        "task_id": request_id,
-    }
+    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso())
     return Answer(request_id, msgspec.json.encode(meta), reply_to or "")
+
+
+def outcome_of(state: StoredState) -> InferenceResult | MuaiError:
+    """The result or error of a terminal state."""
+    if state.status == SUCCESS:
+        return _RESULT.decode(state.result)
+    failure = msgspec.json.decode(state.result) or {}
+    message, details = [*failure.get("exc_message", []), "", {}][:2]
+    return error_from_wire({"type": failure.get("exc_type"), "message": message, "details": details})
 
 
 class Store:
@@ -351,31 +390,59 @@ class Store:
         self.client = client
         self.keys = StoreKeys(prefix)
         self.result_ttl_s = result_ttl_s
-        self._submit = client.register_script(SUBMIT)
+        self._admit = client.register_script(ADMIT)
+        self._admit_once = client.register_script(ADMIT_ONCE)
         self._answer = client.register_script(ANSWER)
         self._mark = client.register_script(MARK)
         self._release = client.register_script(RELEASE)
         self._finish = client.register_script(FINISH)
 
-    def admit(
-        self, requests: Sequence[InferenceRequest], limits: Limits, digests: Sequence[str], pushes: Sequence[Any] = ()
-    ) -> list[Any]:
+    def admit(self, requests: Sequence[InferenceRequest], limits: Limits, pushes: Pushes | None = None) -> list[Any]:
         """Admit all of the requests or none; with `pushes`, enqueue them in the same atomic step.
 
+        None of the requests has an idempotency key: those go to `admit_once`.
+
         Args:
-            digests: content digest of each request that has an idempotency key, else ''.
-            pushes: list name and payload, flat, two per request; empty when another broker carries the messages.
+            pushes: messages by list; None when another broker carries them.
         Returns:
-            the script's answer: `[b"ok", ids]` (an id of an earlier request where the idempotency key is known),
-            `[b"full", limit, of, allowed, in_use]` or `[b"conflict", index, known_id]`.
+            the script's answer: `[b"ok"]` or `[b"full", limit, of, allowed, in_use]`.
         """
-        args: list[Any] = [*limits.as_args(), self.result_ttl_s, len(requests), "1" if pushes else "0"]
-        for request, digest in zip(requests, digests, strict=True):
-            key = request.idempotency_key
-            idem = self.keys.idempotency(request.tenant, key) if key else ""
-            args += (request.id, request.tenant, request.model, estimate_tokens(request), idem, digest)
-        args += pushes
-        reply: list[Any] = self._submit(keys=[self.keys.inflight, self.keys.load], args=args)
+        now_s = int(time.time())
+        tally: dict[str, int] = {}
+        entries: list[str] = []
+        for request in requests:
+            tokens = estimate_tokens(request)
+            for counter, more in _counters(request, tokens):
+                tally[counter] = tally.get(counter, 0) + more
+            entries += (request.id, _entry(request, tokens, now_s))
+        args: list[Any] = [*limits.as_args(), len(requests), len(tally), len(pushes or ())]
+        for counter, more in tally.items():
+            args += (counter, more)
+        args += entries
+        for name, messages in (pushes or {}).items():
+            args += (name, len(messages), *messages)
+        reply: list[Any] = self._admit(keys=[self.keys.inflight, self.keys.load], args=args)
+        return reply
+
+    def admit_once(
+        self, request: InferenceRequest, limits: Limits, digest: str, push: tuple[str, bytes] | None = None
+    ) -> list[Any]:
+        """Admit a request with an idempotency key, unless its key is known.
+
+        Args:
+            digest: of what makes two requests with one key the same.
+            push: list and message, as in `admit`.
+        Returns:
+            `[b"ok", id]` with the id of the first request of that key, `[b"conflict", id]` when that one had other
+            content, or `[b"full", …]` as `admit`.
+        """
+        tokens = estimate_tokens(request)
+        tenant, tenant_tokens, model = (counter for counter, _ in _counters(request, tokens))
+        entry = _entry(request, tokens, int(time.time()))
+        args: list[Any] = [*limits.as_args(), self.result_ttl_s, request.id, digest, entry]
+        args += (tenant, tenant_tokens, tokens, model, *(push or ()))
+        record = self.keys.idempotency(request.tenant, request.idempotency_key or "")
+        reply: list[Any] = self._admit_once(keys=[self.keys.inflight, self.keys.load, record], args=args)
         return reply
 
     def release(self, request_ids: Iterable[str]) -> None:
@@ -445,6 +512,11 @@ class Store:
         for other_engine, moved_id in moved:
             args += (self.keys.outstanding(other_engine), moved_id)
         self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)
+
+    def states(self, request_ids: Sequence[str]) -> list[StoredState | None]:
+        """As `fetch`, with the results left undecoded."""
+        raw = self.client.mget([META_PREFIX + request_id for request_id in request_ids]) if request_ids else []
+        return [None if item is None else _STATE.decode(item) for item in raw]
 
     def fetch(self, request_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The stored state of each request, None where nothing is known."""

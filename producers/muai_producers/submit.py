@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -58,23 +58,51 @@ def encode_checked(request: InferenceRequest, max_payload_bytes: int) -> tuple[s
     return queue, headers, body
 
 
-def admitted_ids(reply: Sequence[Any], requests: Sequence[InferenceRequest], accepted: Sequence[str]) -> list[str]:
-    """Read the admission script's answer, or raise what it says."""
+def check_admitted(reply: Sequence[Any], requests: Sequence[InferenceRequest], accepted: Sequence[str]) -> None:
+    """Raise what the admission's answer says, unless it is yes."""
     verdict = _text(reply[0])
-    if verdict == "ok":
-        return [_text(item) for item in reply[1]]
     if verdict == "conflict":
-        request = requests[int(reply[1])]
+        (request,) = requests
         raise IdempotencyConflictError(
-            f"idempotency key {request.idempotency_key!r} was used by request {_text(reply[2])} with other content",
-            {"idempotency_key": request.idempotency_key, "request_id": _text(reply[2])},
+            f"idempotency key {request.idempotency_key!r} was used by request {_text(reply[1])} with other content",
+            {"idempotency_key": request.idempotency_key, "request_id": _text(reply[1])},
         )
-    limit, of, allowed, in_use = _text(reply[1]), _text(reply[2]), int(reply[3]), int(reply[4])
-    subject = f" for {of!r}" if of else ""
-    raise QueueFullError(
-        f"full: {in_use} of {allowed} in flight{subject}, {len(requests)} more do not fit ({limit}); try again later",
-        {"limit": limit, "allowed": allowed, "in_flight": in_use, "retry_after_s": 1.0, "accepted": list(accepted)},
-    )
+    if verdict != "ok":
+        limit, of, allowed, in_use = _text(reply[1]), _text(reply[2]), int(reply[3]), int(reply[4])
+        subject = f" for {of!r}" if of else ""
+        raise QueueFullError(
+            f"full: {in_use} of {allowed} in flight{subject}, {len(requests)} more do not fit ({limit}); "
+            "try again later",
+            {
+                "limit": limit,
+                "allowed": allowed,
+                "in_flight": in_use,
+                "retry_after_s": 1.0,
+                "accepted": list(accepted),
+            },
+        )
+
+
+def chunked(requests: Sequence[InferenceRequest]) -> Iterator[Sequence[InferenceRequest]]:
+    """Runs of requests to be admitted together: at most `CHUNK`, and each idempotency key by itself."""
+    chunk: list[InferenceRequest] = []
+    for request in requests:
+        if request.idempotency_key is not None:
+            if chunk:
+                yield chunk
+            yield [request]
+            chunk = []
+            continue
+        chunk.append(request)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+Encoded = tuple[str, dict[str, Any], bytes]
+"""A message: queue, headers, body."""
 
 
 def _text(value: Any) -> str:
@@ -91,19 +119,33 @@ class RedisSubmitter:
 
     def submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
         """See `Submitter.submit`."""
-        messages = [encode_checked(request, self._max_payload_bytes) for request in requests]
+        encoded = {request.id: encode_checked(request, self._max_payload_bytes) for request in requests}
         accepted: list[str] = []
-        for start in range(0, len(requests), CHUNK):
-            chunk = requests[start : start + CHUNK]
-            pushes: list[Any] = []
-            for queue, headers, body in messages[start : start + CHUNK]:
-                pushes += (self._key_prefix + queue, redis_payload(headers, body, queue))
+        for chunk in chunked(requests):
             try:
-                reply = self._store.admit(chunk, limits, [content_digest(request) for request in chunk], pushes)
+                accepted += self._admit(chunk, limits, encoded, accepted)
             except redis.RedisError as error:
                 raise BrokerError(f"Redis did not take the request: {error}", {"accepted": accepted}) from error
-            accepted += admitted_ids(reply, chunk, accepted)
         return accepted
+
+    def _admit(
+        self,
+        chunk: Sequence[InferenceRequest],
+        limits: Limits,
+        encoded: Mapping[str, Encoded],
+        accepted: Sequence[str],
+    ) -> list[str]:
+        pushes: dict[str, list[bytes]] = {}
+        for request in chunk:
+            queue, headers, body = encoded[request.id]
+            pushes.setdefault(self._key_prefix + queue, []).append(redis_payload(headers, body, queue))
+        if chunk[0].idempotency_key is None:
+            check_admitted(self._store.admit(chunk, limits, pushes), chunk, accepted)
+            return [request.id for request in chunk]
+        ((name, (payload,)),) = pushes.items()
+        reply = self._store.admit_once(chunk[0], limits, content_digest(chunk[0]), (name, payload))
+        check_admitted(reply, chunk, accepted)
+        return [_text(reply[1])]
 
     def close(self) -> None:
         """Nothing of its own to close."""
@@ -126,36 +168,37 @@ class KombuSubmitter:
 
     def submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
         """See `Submitter.submit`."""
-        messages = [encode_checked(request, self._max_payload_bytes) for request in requests]
+        encoded = {request.id: encode_checked(request, self._max_payload_bytes) for request in requests}
         accepted: list[str] = []
-        for start in range(0, len(requests), CHUNK):
-            chunk = requests[start : start + CHUNK]
+        for chunk in chunked(requests):
             try:
-                reply = self._store.admit(chunk, limits, [content_digest(request) for request in chunk])
+                ids = self._admit(chunk, limits, accepted)
             except redis.RedisError as error:
                 raise BrokerError(f"Redis did not take the request: {error}", {"accepted": accepted}) from error
-            ids = admitted_ids(reply, chunk, accepted)
-            fresh = [
-                (request.id, message)
-                for request, message, known in zip(chunk, messages[start : start + CHUNK], ids, strict=True)
-                if known == request.id
-            ]
-            self._publish_or_release(fresh, accepted)
+            # The id of an earlier request with the same key: it is with the broker already.
+            fresh = [request.id for request, known in zip(chunk, ids, strict=True) if known == request.id]
+            self._publish_or_release([(request_id, encoded[request_id]) for request_id in fresh], accepted)
             accepted += ids
         return accepted
 
-    def _publish_or_release(
-        self, fresh: list[tuple[str, tuple[str, dict[str, Any], bytes]]], accepted: list[str]
-    ) -> None:
+    def _admit(self, chunk: Sequence[InferenceRequest], limits: Limits, accepted: Sequence[str]) -> list[str]:
+        if chunk[0].idempotency_key is None:
+            check_admitted(self._store.admit(chunk, limits), chunk, accepted)
+            return [request.id for request in chunk]
+        reply = self._store.admit_once(chunk[0], limits, content_digest(chunk[0]))
+        check_admitted(reply, chunk, accepted)
+        return [_text(reply[1])]
+
+    def _publish_or_release(self, fresh: list[tuple[str, Encoded]], accepted: list[str]) -> None:
         with self._lock:
             try:
                 self._publish_again_if_stale([message for _, message in fresh])
             except (*self._connection.recoverable_connection_errors, *self._connection.channel_errors) as error:
-                self._start_anew()
+                self._reconnect()
                 self._store.release([request_id for request_id, _ in fresh])
                 raise BrokerError(f"the broker did not take the request: {error}", {"accepted": accepted}) from error
 
-    def _publish_again_if_stale(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
+    def _publish_again_if_stale(self, messages: list[Encoded]) -> None:
         """A connection that broke while it lay idle is no reason to refuse anything: try once more on a new one.
 
         What the broker may have of the first try goes twice under the same id, and its second result is refused.
@@ -165,15 +208,16 @@ class KombuSubmitter:
         except self._connection.recoverable_connection_errors:
             if self._channel is None:
                 raise
-            self._start_anew()
+            self._reconnect()
             self._publish(messages)
 
-    def _start_anew(self) -> None:
+    def _reconnect(self) -> None:
+        """Leave the connection for a new one, made when it is needed."""
         self._channel = None
         self._connection.release()
         self._connection = self._connection.clone()
 
-    def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
+    def _publish(self, messages: list[Encoded]) -> None:
         if self._channel is None:
             self._channel = self._connection.channel()
             for queue in self._queues:
@@ -188,9 +232,7 @@ class KombuSubmitter:
             self._connection.release()
 
 
-def publish_confirmed(
-    channel: Any, messages: Sequence[tuple[str, dict[str, Any], bytes]], timeout_s: float = 30.0
-) -> None:
+def publish_confirmed(channel: Any, messages: Sequence[Encoded], timeout_s: float = 30.0) -> None:
     """Publish to named queues and return once the broker has confirmed all of them.
 
     On AMQP the confirmations are awaited together, not one by one; other transports confirm by returning.

@@ -40,7 +40,7 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """0 switches it off."""
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
     stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
@@ -170,6 +170,17 @@ def validate_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if not value.strip():
         raise InvalidRequestError(f"{where} is empty", {"field": where})
     return {field: value}
+
+
+def check_inputs(task: str, inputs: Mapping[str, Any]) -> None:
+    """As `validate_inputs`, for those who are given requests after it: the task's own key must be there.
+
+    Raises:
+        InvalidRequestError: names the field and what is expected.
+    """
+    validate_inputs(task, inputs)
+    if INPUT_FIELD[task] not in inputs:
+        raise InvalidRequestError(f"inputs for {task} must hold {INPUT_FIELD[task]!r}", {"field": "inputs"})
 
 
 def _checked_messages(turns: Any) -> list[Any]:

@@ -33,7 +33,7 @@ def run_engine(settings: Settings, name: str) -> None:
     from muai_workers.engines import fake
     from muai_workers.engines.base import Completion
 
-    options = fake.FakeOptions.from_env_value(os.environ.get("MUAI_TEST_FAKE_ENGINE", ""))
+    options = fake.FakeOptions.from_env_value(os.environ.pop("MUAI_TEST_FAKE_ENGINE", ""))
     notes = os.open(os.environ["MUAI_TEST_RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     class NotingEngine(fake.FakeEngine):

@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.transport_support import ROOT, wait_until
+from tests.transport_support import ROOT, free_port, wait_until
 
 pytestmark = pytest.mark.redis
 CONFIGURATION = {
-    "monitoring": {"enabled": False, "server": {"queue_capacity": 1000}},
     "models": {"noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]}},
 }
 
@@ -23,7 +23,10 @@ class Up:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        (home / "muai.yaml").write_text(json.dumps(CONFIGURATION))
+        self.port = free_port()
+        server = {"queue_capacity": 1000, "port": self.port}
+        configuration = {**CONFIGURATION, "monitoring": {"enabled": False, "server": server}}
+        (home / "muai.yaml").write_text(json.dumps(configuration))
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("MUAI_")}
         self.env |= {
             "MUAI_HOME": str(home),
@@ -62,6 +65,15 @@ class Up:
         return found
 
 
+def answers(port: int) -> bool:
+    """Whether the gateway's health page is there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
 MUAI = (sys.executable, "-m", "muai_producers")
 
 
@@ -82,7 +94,8 @@ def test_Given_muai_up_When_interrupted_Then_what_was_accepted_is_answered_and_n
     (up.home / "lines.txt").write_text("text\n" * 300)
     accepted = up.muai("submit", "noop", "--file", str(up.home / "lines.txt"))
     assert len(accepted.stdout.split()) == 300
-    assert len(up.processes()) >= 5  # itself, watchdog, redis, collector, worker, control
+    assert len(up.processes()) >= 6  # itself, watchdog, redis, collector, worker, control; the gateway where it can be
+    wait_until(lambda: answers(up.port), what="the gateway")
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(timeout=60) == 0
     said = up.log.read_text()

@@ -34,6 +34,24 @@ def test_given_one_tenant_floods_then_another_is_served_every_second_time(flood:
 
 
 @MANY
+@given(served_before=st.integers(0, 300), burst=st.integers(1, 200), credit=st.integers(0, 64))
+def test_given_a_tenant_that_asked_for_nothing_then_it_is_let_ahead_by_its_credit_and_no_more(
+    served_before: int, burst: int, credit: int
+) -> None:
+    queue = FairQueue(ageing_s=0.5, credit_requests=credit)
+    for number in range(1000):
+        queue.push(waiting(f"a{number}", tenant="a"))
+    serve(queue, served_before)
+    for number in range(burst):
+        queue.push(waiting(f"b{number}", tenant="b", arrived_s=1.0))
+    served = serve(queue, 2 * burst + 1)
+    last = max(place for place, item in enumerate(served) if item.request.tenant == "b")
+    ahead = min(burst, credit, served_before)
+    assert sum(1 for item in served if item.request.tenant == "b") == burst
+    assert last <= 2 * burst - ahead + 1
+
+
+@MANY
 @given(sizes=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 50)), min_size=20, max_size=200))
 def test_given_two_backlogged_tenants_then_their_served_tokens_differ_by_no_more_than_one_request_each(
     sizes: list[tuple[str, int]],

@@ -51,7 +51,7 @@ def at(key: str, value: Any) -> dict[str, Any]:
             ["vllm", "vllm"],
             (
                 '["vllm", "vllm"] is not allowed (allowed: a list of at least one entry, each at most once, each one '
-                "of vllm, deepspeed, onnx, pytorch)"
+                "of vllm, deepspeed, onnx, pytorch, fake)"
             ),
         ),
         (
@@ -59,7 +59,7 @@ def at(key: str, value: Any) -> dict[str, Any]:
             [],
             (
                 "[] is not allowed (allowed: a list of at least one entry, each at most once, each one of vllm, "
-                "deepspeed, onnx, pytorch)"
+                "deepspeed, onnx, pytorch, fake)"
             ),
         ),
         ("optimization.onnx", 5, None),

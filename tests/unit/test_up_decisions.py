@@ -58,13 +58,13 @@ def test_Given_an_engine_given_up_When_another_runs_Then_the_installation_still_
     assert not is_viable({**others, Role.ENGINE: [True, True]})
 
 
-@pytest.mark.parametrize("role", [Role.REDIS, Role.COLLECTOR, Role.CONTROL, Role.GATEWAY])
+@pytest.mark.parametrize("role", [Role.REDIS, Role.COLLECTOR, Role.CONTROL])
 def test_Given_the_only_process_of_a_needed_role_given_up_Then_it_does_not(role: Role) -> None:
     assert not is_viable({Role.ENGINE: [False], role: [True]})
 
 
-def test_Given_flower_given_up_Then_nobody_minds() -> None:
-    assert is_viable({Role.ENGINE: [False], Role.FLOWER: [True]})
+def test_Given_flower_or_the_gateway_given_up_Then_the_queue_still_serves() -> None:
+    assert is_viable({Role.ENGINE: [False], Role.FLOWER: [True], Role.GATEWAY: [True]})
 
 
 def test_Given_everything_running_Then_who_hands_work_on_stops_before_who_takes_it_and_redis_last() -> None:

@@ -35,7 +35,10 @@ def test_Given_an_installation_Then_the_command_line_takes_every_process_of_it()
 
 
 def test_Given_a_gateway_Then_it_is_started_as_one() -> None:
-    assert [spec.role for spec in stack_specs([], {}, gateway=True)][-1] is Role.GATEWAY
+    spec = stack_specs([], {}, gateway=True)[-1]
+    assert spec.role is Role.GATEWAY
+    assert parse(spec).params["host"] is None
+    assert parse(stack_specs([], {}, gateway=True, gateway_host="127.0.0.1")[-1]).params["host"] == "127.0.0.1"
 
 
 def test_Given_a_shared_broker_Then_the_names_differ_from_those_of_other_machines() -> None:

@@ -65,7 +65,8 @@ class EngineWorker:
 
     def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
         self._settings = settings
-        self._name = name
+        # With the host, as in Flower: process ids repeat from container to container.
+        self._name = f"{name}@{socket.gethostname()}"
         self._started_at = time.time()
         self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
@@ -77,7 +78,7 @@ class EngineWorker:
             prefix=settings.queue.key_prefix,
             result_ttl_s=settings.queue.result_ttl_s,
         )
-        identity = WorkerIdentity(name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
         self._announcer = Announcer(Fleet(store), self._record)
 

@@ -27,7 +27,7 @@ from muai_producers.errors import (
 from muai_producers.fleet import Fleet
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
-from muai_workers.engines.base import Completion, Engine
+from muai_workers.engines.base import Completion, Engine, EngineOutput
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.results import ResultWriter
 
@@ -55,14 +55,19 @@ class _Run:
     requests: list[InferenceRequest]
     """Those of the batch that are still wanted."""
     deaths: int
-    started_s: float
-    """Wall-clock seconds."""
     run_started_s: float
     """Monotonic seconds."""
     failed: dict[str, MuaiError] = field(default_factory=dict)
     """Requests that this engine did not serve, through no fault of theirs."""
     positions: dict[str, int] = field(default_factory=dict)
     """Where each request stands in the batch."""
+    told_of_all: dict[str, Any] = field(default_factory=dict)
+    """What the metadata of each of its results says alike."""
+
+    def received_s(self, request: InferenceRequest) -> float:
+        """When the collector got the request, in wall-clock seconds."""
+        received = self.batch.received_at
+        return received[self.positions[request.id]] if received else self.batch.formed_at
 
 
 class BatchRunner:
@@ -134,8 +139,17 @@ class BatchRunner:
         ids = [request.id for request in batch.requests]
         wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
         now_s = self._wall_s()
-        run = _Run(batch, [], batch.deaths + num_starts - 1, now_s, time.monotonic())
+        run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic())
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
+        run.told_of_all = {
+            "model": batch.model,
+            "task": batch.task,
+            "batch_id": batch.id,
+            "attempts": batch.attempts,
+            "worker": self.identity.name,
+            "gpu_id": self.identity.gpu or None,
+            "dispatch_ms": _ms(batch.formed_at, now_s),
+        }
         for request, is_wanted in zip(batch.requests, wanted, strict=True):
             if is_wanted and request.deadline is not None and request.deadline <= now_s:
                 self._fail(request, _too_late(request))
@@ -179,34 +193,27 @@ class BatchRunner:
     def _complete(self, run: _Run, completion: Completion) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]
         if completion.output is not None:
-            self.writer.write(success_answer(request, self._result(run, request, completion)))
+            self.writer.write(success_answer(request, self._result(run, request, completion.output)))
         elif isinstance(completion.error, EngineError):
             run.failed[request.id] = completion.error
         else:
             self._fail(request, completion.error or MuaiError("the engine gave neither output nor error"))
 
-    def _result(self, run: _Run, request: InferenceRequest, completion: Completion) -> InferenceResult:
-        output, batch, now_s = completion.output, run.batch, self._wall_s()
-        assert output is not None
-        received_s = batch.received_at[run.positions[request.id]] if batch.received_at else batch.formed_at
+    def _result(self, run: _Run, request: InferenceRequest, output: EngineOutput) -> InferenceResult:
+        now_s = self._wall_s()
+        received_s = run.received_s(request)
         return InferenceResult(
             outputs=output.outputs,
-            engine_used=batch.engine,
+            engine_used=run.batch.engine,
             latency_ms=_ms(request.submitted_at, now_s),
             batch_size=len(run.requests),
             cache_hit=output.cache_hit,
             metadata={
+                **run.told_of_all,
                 "request_id": request.id,
-                "model": batch.model,
-                "task": batch.task,
                 "queue_ms": _ms(request.submitted_at, received_s),
-                "batching_ms": _ms(received_s, batch.formed_at),
-                "dispatch_ms": _ms(batch.formed_at, run.started_s),
+                "batching_ms": _ms(received_s, run.batch.formed_at),
                 "inference_ms": round((time.monotonic() - run.run_started_s) * 1000, 3),
-                "attempts": msgspec.to_builtins(batch.attempts),
-                "batch_id": batch.id,
-                "worker": self.identity.name,
-                "gpu_id": self.identity.gpu or None,
                 "usage": {"input_tokens": output.input_tokens, "output_tokens": output.output_tokens},
                 **output.extra,
             },
@@ -291,4 +298,4 @@ def _too_late(request: InferenceRequest) -> DeadlineExceededError:
 
 
 def _ms(start_s: float, end_s: float) -> float:
-    return round(max(0.0, end_s - start_s) * 1000, 3)
+    return round((end_s - start_s) * 1000, 3) if end_s > start_s else 0.0

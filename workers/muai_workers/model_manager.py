@@ -172,8 +172,8 @@ def build_request(
     chosen = task or spec.task
     if chosen not in INPUT_FIELD:
         raise UnsupportedTaskError(f"there is no task {chosen!r}; there are {', '.join(INPUT_FIELD)}")
-    validate_inputs(chosen, inputs)
+    canonical = validate_inputs(chosen, inputs)
     return request_from_fields(
-        {"model": spec.name, "inputs": dict(inputs), "task": chosen, "parameters": parameters or Parameters()},
+        {"model": spec.name, "inputs": canonical, "task": chosen, "parameters": parameters or Parameters()},
         request_id=new_request_id(),
     )

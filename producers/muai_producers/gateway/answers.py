@@ -18,7 +18,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     queue_position: int | None = None
     """Requests in flight just after this one was accepted, so that at most so many, less one, are before it; null
-    for a request that was accepted earlier, under the same Idempotency-Key."""
+    where the answer was waited for, and for a request that was accepted earlier under the same Idempotency-Key."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):

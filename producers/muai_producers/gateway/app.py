@@ -59,6 +59,7 @@ class Gateway:
 
     def close(self) -> None:
         """Close connections and threads."""
+        self.drain.close()
         self.hub.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._observer.close()
@@ -87,7 +88,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
-    app.include_router(gateway.routes.router())
+    gateway.routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app

@@ -33,7 +33,7 @@ class Drain:
         self._timeout_s = timeout_s
         self._hurry = hurry
         self._previous: dict[int, Any] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._finishing: asyncio.Task[None] | None = None
 
     def take_signals(self) -> None:
         """Put the drain before what SIGTERM and SIGINT do now, which is the server's own end.
@@ -57,8 +57,12 @@ class Drain:
 
     def _begin(self, signum: int) -> None:
         log.info("stopping: taking nothing new, %d requests under way", self.num_active)
-        task = asyncio.get_running_loop().create_task(self._finish(signum))
-        self._tasks.add(task)
+        self._finishing = asyncio.get_running_loop().create_task(self._finish(signum))
+
+    def close(self) -> None:
+        """The server has ended."""
+        if self._finishing is not None:
+            self._finishing.cancel()
 
     async def _finish(self, signum: int) -> None:
         began_s = time.monotonic()

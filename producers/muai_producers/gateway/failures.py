@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -72,7 +73,7 @@ class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     """Stable; what a program should look at."""
     message: str
     """A sentence for people."""
-    details: dict[str, object] = {}
+    details: dict[str, Any] = {}
     """The same facts for programs; `field` names the wrong field where one is wrong."""
     request_id: str
     """The X-Request-Id of this HTTP request."""

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from muai_producers.gateway.answers import ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
@@ -93,15 +94,19 @@ _BODIES = {
     },
 }
 _ERRORS = {
-    400: ("The request is wrong; `details.field` names the field.", "invalid_request"),
-    404: ("There is no such thing.", "request_not_found"),
-    408: ("The body did not arrive in time.", "body_timeout"),
-    409: ("It contradicts what is known.", "idempotency_conflict"),
-    413: ("The body is too large.", "payload_too_large"),
-    415: ("The body is not JSON.", "unsupported_media_type"),
-    429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full"),
-    500: ("A fault of the gateway's.", "internal_error"),
-    503: ("Stopping, or the broker or the state store does not answer. See `Retry-After`.", "broker_unavailable"),
+    400: ("The request is wrong; `details.field` names the field.", "invalid_request", "priority: Expected `int` <= 9"),
+    404: ("There is no such thing.", "request_not_found", f"no request {EXAMPLE_ID!r} is known"),
+    408: ("The body did not arrive in time.", "body_timeout", "the body did not arrive within 30 s"),
+    409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
+    413: ("The body is too large.", "payload_too_large", "the body has more than 16000000 bytes"),
+    415: ("The body is not JSON.", "unsupported_media_type", "the body must be application/json, got 'text/plain'"),
+    429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full", "full: 100 of 100 requests are in flight"),
+    500: ("A fault of the gateway's.", "internal_error", "an internal error; the gateway's log has more"),
+    503: (
+        "Stopping, or the broker or the state store does not answer. See `Retry-After`.",
+        "broker_unavailable",
+        "the broker or the state store does not answer; try again shortly",
+    ),
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": EXAMPLE_ID}
@@ -144,8 +149,8 @@ def _response(description: str, schema: type, example: Any) -> dict[str, Any]:
 
 
 def _error(status: int) -> dict[str, Any]:
-    description, code = _ERRORS[status]
-    example = {"error": {"code": code, "message": "…", "details": {}, "request_id": "9f1c0e7a52d84b6f"}}
+    description, code, message = _ERRORS[status]
+    example = {"error": {"code": code, "message": message, "details": {}, "request_id": "9f1c0e7a52d84b6f"}}
     return _response(description, ErrorBody, example) | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
 
 
@@ -214,15 +219,27 @@ READY = _operation(
 _TYPES = (InferenceBody, Receipt, Standing, InferenceResult, ModelList, Health, Readiness, ErrorBody)
 
 
+def _any_json(_: type) -> dict[str, Any]:
+    """The schema of what passes through undecoded."""
+    return {}
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """The document; made once, then kept by the application."""
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
-        _, schemas = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
+        _, schemas = msgspec.json.schema_components(
+            _TYPES, ref_template="#/components/schemas/{name}", schema_hook=_any_json
+        )
         # A result passes through undecoded, so its type does not show in the type of what carries it.
         schemas["Standing"]["properties"]["result"] = {
             "anyOf": [{"$ref": "#/components/schemas/InferenceResult"}, {"type": "null"}]
         }
+        for route in app.routes:
+            if isinstance(route, APIRoute) and route.methods:
+                operation = made["paths"][route.path_format][min(route.methods).lower()]
+                # As they were given: FastAPI leaves out what is null, in the examples too.
+                operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
         made.setdefault("components", {})["schemas"] = schemas
         app.openapi_schema = made
     return app.openapi_schema

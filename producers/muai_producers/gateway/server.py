@@ -15,8 +15,8 @@ from muai_producers.cli.invocation import Invocation
 from muai_producers.gateway.app import create_gateway
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long the event loop may keep a thread that has heard from Redis waiting. Python's own 5 ms, three times per
-round trip, would be most of a request's time on a busy gateway."""
+"""How long the event loop may keep a thread waiting that has heard from Redis: Python's own 5 ms would be met several
+times per round trip on a busy gateway."""
 KEEP_ALIVE_S = 65
 """Longer than load balancers keep idle connections (60 s as a rule), so that they are the ones to close them."""
 AFTER_DRAIN_S = 2
@@ -46,6 +46,7 @@ def serve(host: str, port: int, *, workers: int, log_level: str) -> None:
             log_level=log_level.lower(),
             access_log=log_level.upper() == "DEBUG",
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=AFTER_DRAIN_S,
         )

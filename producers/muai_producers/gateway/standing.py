@@ -6,18 +6,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from muai_producers.client import outcome_from_meta
 from muai_producers.errors import MuaiError
-from muai_producers.store import FAILURE, PENDING, REVOKED, SUCCESS, TERMINAL
+from muai_producers.store import FAILURE, PENDING, REVOKED, SUCCESS, TERMINAL, StoredState, outcome_of
 
 State = Literal["PENDING", "RECEIVED", "BATCHED", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED"]
-
-
-class StoredState(msgspec.Struct, frozen=True):
-    """What the gateway reads of a state as the store keeps it."""
-
-    status: str
-    result: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class RequestFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +61,7 @@ def read_standing(request_id: str, meta: bytes | None) -> Standing:
     if stored.status == SUCCESS:
         return Standing(id=request_id, state=SUCCESS, status_url=url, result=stored.result)
     if stored.status in (FAILURE, REVOKED):
-        outcome = outcome_from_meta(msgspec.json.decode(meta))
+        outcome = outcome_of(stored)
         assert isinstance(outcome, MuaiError)
         failure = msgspec.convert(outcome.to_wire(), RequestFailure)
         return Standing(id=request_id, state=stored.status, status_url=url, error=failure)

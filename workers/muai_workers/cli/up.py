@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import click
@@ -44,12 +45,15 @@ def up(
     from muai_workers.up.stack import Wanted, stack
 
     chosen, remarks = _choose_engines(invocation, engines)
+    if gateway and not _has_gateway():
+        gateway = False
+        remarks.append("no gateway: it needs pip install 'muai[gateway]'")
     wanted = Wanted(
         broker=broker,
         redis=redis,
         engines=chosen,
         collectors=collectors,
-        gateway=gateway and "gateway" in command_targets(),
+        gateway=gateway,
         flower=flower,
         log_level=invocation.log_level,
     )
@@ -62,6 +66,10 @@ def up(
     finally:
         console.close()
     sys.exit(status)
+
+
+def _has_gateway() -> bool:
+    return "gateway" in command_targets() and all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn"))
 
 
 def _choose_engines(invocation: Invocation, asked: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:

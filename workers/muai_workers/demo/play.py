@@ -24,6 +24,7 @@ from muai_workers.demo.stage import (
     DemoError,
     RecordingConsole,
     Stage,
+    build_model,
     stage,
 )
 
@@ -111,9 +112,7 @@ def _course(tell: Teller, folder: Path, log: RecordingConsole) -> tuple[list[Fig
 
 def _prepare(tell: Teller, folder: Path, playing: Stage) -> None:
     """Build the small model while the workers start, then have both models loaded, one of them converted."""
-    from muai_workers.models.tiny import build_tiny_causal
-
-    build_tiny_causal(folder / TEXT_MODEL)
+    build_model(folder / TEXT_MODEL)
     playing.wait_for_workers()
     tell.step("   loading the models, converting the sentence encoder to ONNX and comparing it with the original …")
     warming = [(SENTENCE_MODEL, "warm up"), (TEXT_MODEL, "warm up")]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -84,6 +85,20 @@ def write_configuration(folder: Path) -> Path:
 def conversions(folder: Path) -> Path:
     """Where the ONNX engine keeps its converted models."""
     return folder / "onnx"
+
+
+def build_model(folder: Path) -> None:
+    """Build the small causal model.
+
+    Raises:
+        DemoError: it cannot be built.
+    """
+    command = [sys.executable, "-m", "muai_workers.demo.build", str(folder)]
+    # On a busy machine the threads of such small operations spend their time waiting for each other.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    built = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    if built.returncode:
+        raise DemoError(f"the small model cannot be built: {built.stderr.strip()[-500:]}")
 
 
 class Stage:

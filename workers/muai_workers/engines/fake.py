@@ -29,7 +29,7 @@ from muai_producers.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from muai_producers.wire import INPUT_FIELD, InferenceRequest, validate_inputs
+from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
 from muai_workers.engines.base import Availability, Capabilities, Completion, EngineOutput
 
 ALL_TASKS = frozenset(INPUT_FIELD)
@@ -148,7 +148,7 @@ class FakeEngine:
 
     def _complete(self, spec: ModelSpec, task: str, request: InferenceRequest) -> Completion:
         try:
-            validate_inputs(task, request.inputs)
+            check_inputs(task, request.inputs)
             return Completion(request.id, output=self._answer(spec, task, request))
         except RequestError as error:
             return Completion(request.id, error=error)

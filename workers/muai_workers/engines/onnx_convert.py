@@ -188,12 +188,20 @@ def _export(
         program.save(folder / GRAPH)
 
 
+_TALKATIVE = {
+    "torch.onnx._internal.exporter._registration": logging.ERROR,  # operators of a library that is not used here
+    "onnx_ir": logging.WARNING,  # a line for each weight
+    "onnxscript": logging.WARNING,
+}
+
+
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence what the exporter and the quantizer say of their own insides, and nothing else."""
-    root, registration = logging.getLogger(), logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)  # operators of a library that is not used here
+    root = logging.getLogger()
+    before = {name: logging.getLogger(name).level for name in _TALKATIVE}
+    for name, level in _TALKATIVE.items():
+        logging.getLogger(name).setLevel(level)
     root.addFilter(_is_no_advice)
     try:
         with warnings.catch_warnings():
@@ -202,7 +210,8 @@ def _quiet_exporter() -> Iterator[None]:
             yield
     finally:
         root.removeFilter(_is_no_advice)
-        registration.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from muai_config import ModelSpec
 from muai_producers.errors import InputTooLongError, InvalidRequestError, RequestError
-from muai_producers.wire import INPUT_FIELD, InferenceRequest, validate_inputs
+from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
 from muai_workers.engines.base import Completion
 
 _PREFIX_TOKENS = 8
@@ -151,7 +151,7 @@ def admit(
 
 
 def _tokens(tokenizer: TextTokenizer, task: str, request: InferenceRequest, ids: list[int] | None) -> list[int]:
-    validate_inputs(task, request.inputs)
+    check_inputs(task, request.inputs)
     if ids is None:
         ids = tokenizer.encode_chat(request.inputs["messages"])
     if ids:

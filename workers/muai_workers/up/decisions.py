@@ -33,8 +33,9 @@ STOP_ORDER: tuple[frozenset[Role], ...] = (
     frozenset({Role.CONTROL, Role.FLOWER}),
     frozenset({Role.REDIS}),
 )
-NEEDED = frozenset({Role.REDIS, Role.GATEWAY, Role.COLLECTOR, Role.ENGINE, Role.CONTROL})
-"""Roles without a single process of which the installation does not work; it can do without Flower."""
+NEEDED = frozenset({Role.REDIS, Role.COLLECTOR, Role.ENGINE, Role.CONTROL})
+"""Roles without a single process of which the installation does not work. It can do without Flower, and without the
+gateway, whose port may be taken: requests also come through the queue."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Observer:
             taken_s=taken_s,
             in_flight=self._store.in_flight(),
             answered=None if answered is None else int(answered),
-            ready_workers=frozenset(worker.name for worker in Fleet(self._store).view(()).workers),
+            ready_workers=frozenset(worker.name.partition("@")[0] for worker in Fleet(self._store).view(()).workers),
             depth_by_queue={queue: depth for queue, depth in self._broker.depths().items() if depth},
         )
 

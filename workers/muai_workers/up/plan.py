@@ -36,6 +36,7 @@ def stack_specs(
     *,
     collectors: int = 1,
     gateway: bool = False,
+    gateway_host: str | None = None,
     flower: bool = False,
     log_level: str = "INFO",
     suffix: str = "",
@@ -45,6 +46,7 @@ def stack_specs(
     Args:
         engines: those that run here, one worker each.
         variables: lead the processes to broker and state store.
+        gateway_host: where the gateway listens; None: where the configuration says.
         suffix: makes the workers' names differ from those of other installations on the same broker.
     """
 
@@ -66,7 +68,7 @@ def stack_specs(
     if flower:
         specs.append(own("flower", Role.FLOWER, "flower"))
     if gateway:
-        specs.append(own("gateway", Role.GATEWAY, "gateway"))
+        specs.append(own("gateway", Role.GATEWAY, "gateway", *(("--host", gateway_host) if gateway_host else ())))
     return specs
 
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 BROKER, STATE = "MUAI_BROKER_URL", "MUAI_REDIS_URL"
+HOST = ("monitoring", "server", "host")
+LOOPBACK = "127.0.0.1"
+"""Where an installation's gateway listens unless the configuration says otherwise: it asks nobody who they are."""
 # The same settings under the names that follow from their paths.
 OTHER_NAMES = {BROKER: "MUAI_QUEUE_BROKER_URL", STATE: "MUAI_QUEUE_REDIS_URL"}
 
@@ -91,12 +94,14 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
         if embedded is not None:
             held.callback(embedded.release)
         variables = addresses.variables(None if embedded is None else embedded.url)
-        settings = resolve_file(None, {**os.environ, **variables}).settings
+        resolution = resolve_file(None, {**os.environ, **variables})
+        settings = resolution.settings
         specs = _redis_specs(embedded) + stack_specs(
             wanted.engines,
             variables,
             collectors=wanted.collectors,
             gateway=wanted.gateway,
+            gateway_host=LOOPBACK if resolution.sources[HOST].kind == "default" else None,
             flower=wanted.flower,
             log_level=wanted.log_level,
             suffix="" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}",
