@@ -42,6 +42,9 @@ def test_given_another_broker_when_the_state_store_is_killed_and_starts_again_th
     stack.await_share(load, 0.2)
     load.faults_s.append(time.monotonic())
     stack.state.kill()
+    # Away for longer than a worker tries again by itself.
+    logs = [stack.processes[name].log_file for name in ("worker-1", "worker-2")]
+    wait_until(lambda: any("batch given back" in log.read_text() for log in logs), what="a batch given back")
     stack.state.start()
     stack.verify("kill -9 of the state store, restart", load)
 
