@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +19,16 @@ RESULT_LIMIT_S = 300.0
 SLEEP = re.compile(r"SLEEP:([0-9.]+)")
 
 
-def pause(seconds: float) -> None:
-    """Sleep by a lock's timeout: libfaketime refuses time.sleep after a jump backwards."""
-    threading.Event().wait(seconds)
+def follow_clock(file: Path) -> None:
+    """Shift `time.time` by the seconds that the file says, from now on; for processes that libfaketime upsets."""
+    true_time = time.time
+    time.time = lambda: true_time() + float(file.read_text())
 
 
 def run_engine(settings: Settings, name: str) -> None:
     """An engine worker on the fake engine, which notes each run of a batch in the file that `MUAI_TEST_RUNS` names."""
+    if clock := os.environ.get("MUAI_TEST_CLOCK"):
+        follow_clock(Path(clock))
     from muai_workers.app import run_engine_worker
     from muai_workers.engines import fake
     from muai_workers.engines.base import Completion
@@ -41,10 +44,10 @@ def run_engine(settings: Settings, name: str) -> None:
                 for request in requests
                 if (found := SLEEP.search(str(request.inputs[INPUT_FIELD[task]])))
             ]
-            pause(max(naps_s, default=0.0))
+            time.sleep(max(naps_s, default=0.0))
             yield from super().run(spec, task, requests)
 
-    fake.create = lambda _: NotingEngine(options, sleep=pause)
+    fake.create = lambda _: NotingEngine(options)
     run_engine_worker(settings, "fake", name)
 
 

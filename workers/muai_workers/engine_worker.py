@@ -10,8 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import redis
 from celery import Celery, signals
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 
 from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
@@ -142,13 +144,19 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         # The work begins: should the connection break from now on, the message is not to go to another worker.
         if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
             raise Ignore  # it has gone to another already, while this worker was silent
-        again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
-        for part in again[1:]:
-            task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
-        if again:
-            moved = again[0]
-            cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
-            raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+        try:
+            again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
+            for part in again[1:]:
+                task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
+            if again:
+                moved = again[0]
+                cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
+                raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+        except (redis.RedisError, OperationalError, Reject) as error:
+            # Celery acknowledges what fails, and drops what it cannot retry: here that would lose the requests. What
+            # of them is done already, or goes on elsewhere, has its second result refused.
+            log.warning("batch given back, the broker or the state store does not answer: %s", error)
+            raise Reject(str(error), requeue=True) from error
 
     def start(**_: Any) -> None:
         worker = EngineWorker(settings, engine, name)
