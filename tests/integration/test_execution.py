@@ -9,6 +9,7 @@ import pytest
 from tests.requests import a_request
 
 from muai_config import Settings, build_settings
+from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import RequestCancelledError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.store import REVOKED, Store, failure_answer
@@ -173,3 +174,26 @@ def test_given_it_died_once_with_others_and_one_death_is_the_limit_then_it_still
     for part in bench.run("a", "b"):
         bench.runner.run(part)
     assert bench.states(2) == ["SUCCESS", "SUCCESS"]
+
+
+def test_given_a_fault_of_our_own_then_every_request_is_answered_and_kept(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+
+    def stumble(*_: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(bench.runner, "_execute", stumble)
+    assert bench.run("a", "b") == []
+    assert bench.states(2) == ["FAILURE", "FAILURE"]
+    assert "ZeroDivisionError" in bench.result(0)["exc_message"][0]
+    assert bench.store.client.xlen(bench.store.keys.dead) == 2
+    assert bench.store.client.zcard(bench.store.keys.outstanding("fake")) == 0
+
+
+def test_given_a_batch_that_cannot_be_read_then_it_is_kept_as_a_dead_letter(make: Any) -> None:
+    bench = make()
+    bench.runner.refuse("b", '{"not": "a batch"}', ValueError("no id"))
+    (letter,) = DeadLetters(bench.store).newest()
+    assert (letter.request_id, letter.raw) == ("b", b'{"not": "a batch"}')

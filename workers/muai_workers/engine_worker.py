@@ -144,8 +144,14 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         # The work begins: should the connection break from now on, the message is not to go to another worker.
         if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
             raise Ignore  # it has gone to another already, while this worker was silent
+        runner = held[0].runner
         try:
-            again = held[0].runner.run(msgspec.json.decode(batch, type=Batch))
+            decoded = msgspec.json.decode(batch, type=Batch)
+        except msgspec.MsgspecError as error:
+            runner.refuse(task.request.id, batch, error)
+            return
+        try:
+            again = runner.run(decoded)
             for part in again[1:]:
                 task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
             if again:

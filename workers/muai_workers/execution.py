@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import redis
 
 from muai_batching.routing import attempt, chain_spent, cools_engine, route
 from muai_config.engines import ALL_ENGINES
@@ -19,6 +20,7 @@ from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
     EngineError,
+    MalformedMessageError,
     ModelLoadError,
     MuaiError,
     PoisonedRequestError,
@@ -109,6 +111,31 @@ class BatchRunner:
         Raises:
             redis.exceptions.RedisError: the state store does not answer; the batch must be delivered again.
         """
+        try:
+            return self._run(batch)
+        except redis.RedisError:
+            raise
+        except Exception as error:
+            # Whatever else goes wrong here is a fault of ours; nobody's requests may wait for ever for it.
+            log.exception("batch %s could not be run", batch.id)
+            failure = MuaiError(f"a fault in the worker: {type(error).__name__}: {error}", {"batch_id": batch.id})
+            self._end(batch.requests, failure, batch.attempts)
+            self.writer.flush()
+            self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0)
+            return []
+
+    def refuse(self, batch_id: str, content: str, error: Exception) -> None:
+        """Keep what claims to be a batch and cannot be read, as a dead letter."""
+        log.error("batch %s cannot be read: %s", batch_id, error)
+        self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        self.writer.close()
+
+    # -- the stages ----------------------------------------------------------------------------------------------
+
+    def _run(self, batch: Batch) -> list[Batch]:
         run = self._start(batch)
         if run.deaths and len(run.requests) > 1:
             log.warning("batch %s was running when its worker died; its requests are run alone", batch.id)
@@ -125,12 +152,6 @@ class BatchRunner:
             moved=[(part.engine, part.id) for part in again],
         )
         return again
-
-    def close(self) -> None:
-        """Write what is left to write."""
-        self.writer.close()
-
-    # -- the stages ----------------------------------------------------------------------------------------------
 
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
