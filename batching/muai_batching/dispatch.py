@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+import redis
 from kombu import Connection, Queue
 
 from muai_batching.transport import LeaseLostError
@@ -161,7 +163,11 @@ class ConfirmingDispatcher:
         if not batches:
             return []
         counts = self._count_in([batch for batch, _ in batches])
-        self._publish([batch_message(batch) for batch, _ in batches])
+        try:
+            self._publish([batch_message(batch) for batch, _ in batches])
+        except Exception:
+            self._count_out([batch for batch, _ in batches])
+            raise
         for _, handles in batches:
             self.drop(handles)
         return [Sent(outstanding=count) for count in counts]
@@ -174,6 +180,14 @@ class ConfirmingDispatcher:
             pipe.zadd(outstanding, {batch.id: time.time()})
             pipe.zcard(outstanding)
         return [int(count) for count in pipe.execute()[1::2]]
+
+    def _count_out(self, batches: Sequence[Batch]) -> None:
+        """They go again under other ids: counted on, these would keep slots from them until the reaper comes."""
+        client: Any = self._store.client
+        with contextlib.suppress(redis.RedisError), client.pipeline(transaction=False) as pipe:
+            for batch in batches:
+                pipe.zrem(self._store.keys.outstanding(batch.engine), batch.id)
+            pipe.execute()
 
     def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
         def publish(channel: Any) -> None:
