@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from muai_producers import errors
-from muai_producers.client import InferenceClient, Inputs, RequestStatus
+from muai_producers.client import InferenceClient, Inputs, RequestStatus, still_open
 from muai_producers.wire import InferenceRequest, InferenceResult
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ class AsyncInferenceClient:
                 try:
                     ids = await asyncio.wait_for(arrived.get(), timeout)
                 except TimeoutError:
-                    raise errors.ResultTimeoutError(
-                        f"{len(remaining)} of the requests are not finished after {timeout_s} s; they go on",
-                        {"open": list(remaining)},
-                    ) from None
+                    raise still_open(remaining, timeout_s) from None
         finally:
             stop_watching()
 

@@ -226,10 +226,7 @@ class InferenceClient:
                 try:
                     ids = arrived.get(timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
                 except queue.Empty:
-                    raise errors.ResultTimeoutError(
-                        f"{len(remaining)} of the requests are not finished after {timeout_s} s; they go on",
-                        {"open": list(remaining)},
-                    ) from None
+                    raise still_open(remaining, timeout_s) from None
         finally:
             stop_watching()
 
@@ -263,6 +260,14 @@ class InferenceClient:
         """
         error = errors.RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
         return self.store.answer([failure_answer(request_id, error, self._reply_channel, state=REVOKED)])[0]
+
+
+def still_open(request_ids: Iterable[str], timeout_s: float | None) -> errors.ResultTimeoutError:
+    """The error of a caller whose wait for these requests ran out."""
+    left = list(request_ids)
+    return errors.ResultTimeoutError(
+        f"{len(left)} of the requests are not finished after {timeout_s} s; they go on", {"open": left}
+    )
 
 
 def _submitter(settings: Settings, store: Store) -> Submitter:
