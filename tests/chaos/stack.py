@@ -32,9 +32,14 @@ def num_requests() -> int:
     return int(os.environ.get("MUAI_TEST_CHAOS_REQUESTS", "600"))
 
 
+def is_full_form() -> bool:
+    """Whether this is `make chaos`, and not the short form of `make test`."""
+    return num_requests() >= 10_000
+
+
 def lease_ttl_s() -> float:
     """The default lease in the full form, a short one in the short form."""
-    return 8.0 if num_requests() >= 10_000 else 2.0
+    return 8.0 if is_full_form() else 2.0
 
 
 @dataclass
