@@ -15,8 +15,8 @@ WORKERS = {"worker-1": "engine", "worker-2": "engine"}
 
 
 # Scenario and broker of what has failed once or more in some ten whole runs, for causes not found yet: the witness saw
-# second writes after a restart of Redis, and a worker on RabbitMQ that was told to end did not end in time. They run in the full form, where
-# a person reads what came of them; docs/guarantees.md says so.
+# second writes after a restart of Redis, and a worker on RabbitMQ that was told to end did not end in time. They run in
+# the full form, where a person reads what came of them; docs/guarantees.md says so.
 UNSTEADY = {
     ("the_broker_is_killed_and_starts_again", "redis"),
     ("asked_to_end_at_any_moment", "rabbitmq"),
