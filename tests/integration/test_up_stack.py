@@ -85,8 +85,8 @@ def up(tmp_path: Path) -> Iterator[Up]:
     finally:
         up.process.kill()
         up.process.wait()
-        for pid in up.processes():
-            os.kill(pid, signal.SIGKILL)
+        # The watchdog is to end the rest, Redis with it, which nobody else could find: it writes over its environment.
+        wait_until(lambda: not up.processes(), timeout_s=30, what="the end of everything that was started")
 
 
 def test_Given_muai_up_When_interrupted_Then_what_was_accepted_is_answered_and_nothing_is_left_running(up: Up) -> None:
