@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,9 +18,15 @@ from hypothesis import strategies as st
 from tests import models
 
 from muai_config import ModelSpec
-from muai_producers.errors import InputTooLongError, InvalidRequestError, ModelLoadError, UnsupportedTaskError
+from muai_producers.errors import (
+    InputTooLongError,
+    InvalidRequestError,
+    ModelLoadError,
+    RequestCancelledError,
+    UnsupportedTaskError,
+)
 from muai_producers.wire import InferenceRequest
-from muai_workers.engines.base import Completion, Engine
+from muai_workers.engines.base import Completion, Engine, Piece
 
 EMBEDDED = st.lists(st.sampled_from(models.SENTENCES), min_size=1, max_size=12)
 PROMPTS = ("The river is", "When one engine fails", "A", "Rain fell all night on the hills. In", "The queue was long")
@@ -39,7 +46,8 @@ class Subject:
     def run(
         self, spec: ModelSpec, requests: Sequence[InferenceRequest], task: str | None = None
     ) -> dict[str, Completion]:
-        completions = list(self.engine.run(spec, task or spec.task, requests))
+        events = self.engine.run(spec, task or spec.task, requests)
+        completions = [event for event in events if isinstance(event, Completion)]
         assert sorted(one.request_id for one in completions) == sorted(one.id for one in requests)
         return {one.request_id: one for one in completions}
 
@@ -266,6 +274,65 @@ def test_another_task_is_refused_request_by_request(real: Subject) -> None:
 def test_no_requests_no_completions(subject: Subject) -> None:
     assert subject.run(subject.encoder, []) == {}
     assert subject.run(subject.causal, []) == {}
+
+
+def streaming(spec: ModelSpec, name: str, text: str, **parameters: Any) -> InferenceRequest:
+    return msgspec.structs.replace(models.request(name, spec, text, **parameters), stream=True)
+
+
+def test_the_pieces_of_a_stream_are_the_text_of_its_result(subject: Subject) -> None:
+    if not subject.engine.capabilities.streaming:
+        pytest.skip(f"{subject.engine.name} does not stream")
+    plain = models.request("plain", subject.causal, PROMPTS[0], max_tokens=12)
+    requests = [
+        *(streaming(subject.causal, str(index), prompt, max_tokens=12) for index, prompt in enumerate(PROMPTS)),
+        plain,
+    ]
+    pieces: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for event in subject.engine.run(subject.causal, "text-generation", requests):
+        if isinstance(event, Piece):
+            assert event.request_id not in texts
+            pieces.setdefault(event.request_id, []).append(event.text)
+        else:
+            assert event.output is not None, event.error
+            texts[event.request_id] = event.output.outputs["text"]
+    assert "plain" not in pieces
+    assert texts.pop("plain") == texts["0"]
+    assert {name: "".join(parts) for name, parts in pieces.items()} == {
+        name: text for name, text in texts.items() if text
+    }
+    assert any(len(parts) > 1 for parts in pieces.values())
+
+
+def test_a_stop_string_never_shows_in_a_stream(subject: Subject) -> None:
+    if not subject.engine.capabilities.streaming:
+        pytest.skip(f"{subject.engine.name} does not stream")
+    (whole,) = subject.generate([PROMPTS[3]], max_tokens=12)
+    stop = whole["text"].strip()[3:6]
+    request = streaming(subject.causal, "0", PROMPTS[3], max_tokens=12, stop=(stop,))
+    events = list(subject.engine.run(subject.causal, "text-generation", [request]))
+    told = "".join(event.text for event in events if isinstance(event, Piece))
+    (completion,) = (event for event in events if isinstance(event, Completion))
+    assert completion.output is not None
+    assert told == completion.output.outputs["text"]
+    assert stop not in told
+
+
+def test_an_aborted_request_stops_and_its_neighbours_go_on(subject: Subject) -> None:
+    if not subject.engine.capabilities.abort:
+        pytest.skip(f"{subject.engine.name} cannot stop a request")
+    requests = [streaming(subject.causal, str(index), PROMPTS[index], max_tokens=40) for index in (0, 3)]
+    completions: dict[str, Completion] = {}
+    for event in subject.engine.run(subject.causal, "text-generation", requests):
+        if isinstance(event, Completion):
+            completions[event.request_id] = event
+        elif event.request_id == "3":
+            subject.engine.abort(["3", "unknown"])
+    assert isinstance(completions["3"].error, RequestCancelledError)
+    assert completions["0"].output is not None
+    (again,) = subject.run(subject.causal, requests[1:]).values()
+    assert again.output is not None, "an abort must not outlive its request"
 
 
 @pytest.mark.parametrize("name", ALL)

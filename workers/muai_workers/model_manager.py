@@ -18,7 +18,7 @@ from muai_producers.wire import (
     request_from_fields,
     validate_inputs,
 )
-from muai_workers.engines.base import Engine, EngineOutput
+from muai_workers.engines.base import Completion, Engine, EngineOutput
 from muai_workers.engines.failures import raising_engine_errors
 from muai_workers.engines.registry import create_engine
 
@@ -122,7 +122,8 @@ class ModelManager:
         spec = find_model(self._settings, model_name)
         request = build_request(spec, inputs, parameters, task)
         with self.keeping(model_name), raising_engine_errors():
-            (completion,) = self.engine.run(spec, request.task or spec.task, [request])
+            events = self.engine.run(spec, request.task or spec.task, [request])
+            (completion,) = (event for event in events if isinstance(event, Completion))
         if completion.output is None:
             raise completion.error or InferenceFailedError("the engine completed the request with nothing")
         return completion.output

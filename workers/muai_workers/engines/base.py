@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +28,18 @@ class Capabilities:
     dtypes: frozenset[str]
     continuous_batching: bool = False
     """True: many batches run inside the engine at once, each request finishing on its own."""
+    streaming: bool = False
+    """Requests with `stream` give their text in `Piece`s before they complete."""
+    abort: bool = False
+    """A request that is running can be stopped."""
+    kv_reuse: bool = False
+    """Later turns of a conversation do not compute the earlier ones again."""
+    structured_output: bool = False
+    """Answers can be held to a JSON schema, a choice or a grammar."""
+    tensor_parallel: bool = False
+    """One model's layers can be shared among several devices."""
+    pipeline_parallel: bool = False
+    """One model's layers can be spread over several devices."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,37 @@ class Completion:
     output: EngineOutput | None = None
     error: MuaiError | None = None
     """A `RequestError` is the request's own fault; an `EngineError` sends that request to the next engine."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more text of a request that has `stream` set.
+
+    The pieces of a request, joined, are the text of its completion: one whose text cannot be told yet, such as half a
+    character or what may become a stop string, is held back until it can.
+    """
+
+    request_id: str
+    text: str
+    output_tokens: int
+    """Generated so far, this piece included."""
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """What an engine keeps of earlier computations for one model, since the model was loaded."""
+
+    used_bytes: int = 0
+    max_bytes: int = 0
+    entries: int = 0
+    hits: int = 0
+    """Requests that found some of their prompt."""
+    misses: int = 0
+    hit_tokens: int = 0
+    """Prompt tokens that were not computed again."""
+    prompt_tokens: int = 0
+    """Prompt tokens of all requests that looked."""
+    evictions: int = 0
 
 
 @runtime_checkable
@@ -93,8 +136,9 @@ class Engine(Protocol):
         """Bytes that the weights take when loaded with the dtype that would be chosen here."""
         ...
 
-    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
-        """Run requests together; yields one completion per request, each as soon as it is there, in any order.
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
+        """Run requests together; yields one completion per request, each as soon as it is there, in any order, and
+        before it the pieces of its text where the request has `stream` set and the engine streams.
 
         A model that is not in memory is loaded first.
 
@@ -105,6 +149,20 @@ class Engine(Protocol):
             OutOfMemoryError: the batch does not fit; a smaller one may.
             EngineError: anything else that the library raised, as its cause.
         """
+        ...
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """Stop requests that run: each completes with `RequestCancelledError` as soon as the engine can. Ids that do
+        not run, and requests that cannot be stopped, are passed over.
+        """
+        ...
+
+    def cache_statistics(self) -> Mapping[str, CacheStatistics]:
+        """By model, of the models that are loaded and for which something is kept. Cheap."""
+        ...
+
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """Free what is kept of a conversation; unknown ones do nothing."""
         ...
 
     def close(self) -> None:

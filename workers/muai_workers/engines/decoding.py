@@ -9,10 +9,12 @@ from typing import Any, Literal, Protocol
 import torch
 
 from muai_config import ModelSpec
+from muai_producers.errors import RequestCancelledError
 from muai_producers.wire import InferenceRequest, Parameters
-from muai_workers.engines.base import Completion, EngineOutput
+from muai_workers.engines.base import Completion, EngineOutput, Piece
 from muai_workers.engines.failures import not_a_number
 from muai_workers.engines.padding import PaddedRows, pad_rows
+from muai_workers.engines.pieces import PieceCutter
 from muai_workers.engines.sampling import Sampler, choose_tokens
 from muai_workers.engines.tokens import TextTokenizer, TokenRow, admit
 
@@ -49,6 +51,8 @@ class _Row:
     generated: list[int] = field(default_factory=list)
     text: str | None = None
     """Set early where a stop string was found."""
+    cutter: PieceCutter | None = None
+    """Of a request that asked for a stream."""
 
     @property
     def parameters(self) -> Parameters:
@@ -66,6 +70,13 @@ class _Row:
                 self.text = text[: min(places)]
                 return "stop"
         return "length" if len(self.generated) >= self.max_new_tokens else None
+
+    def piece(self, tokenizer: TextTokenizer) -> Piece | None:
+        """What can be told of the text since the last piece; None: nothing, or nobody reads it."""
+        if self.cutter is None:
+            return None
+        text = self.cutter.cut(self.decode(tokenizer))
+        return Piece(self.source.request.id, text, len(self.generated)) if text else None
 
     def decode(self, tokenizer: TextTokenizer) -> str:
         if self.continues:
@@ -103,6 +114,13 @@ class DecodingModel:
         self._limit_tokens = limit_tokens
         self._padding_side = padding_side
         self._extra = extra
+        self._aborted: set[str] = set()
+        """Ids of running requests that are to stop."""
+        self._running: set[str] = set()
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """As `Engine.abort`; looked at before each token."""
+        self._aborted.update(self._running.intersection(request_ids))
 
     def serves(self, task: str) -> bool:
         if task == "chat" and not self._tokenizer.has_chat_template:
@@ -112,16 +130,28 @@ class DecodingModel:
             for known in ("text-generation", "chat", "summarization")
         )
 
-    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         keep: Literal["start", "end"] = "end" if self._padding_side == "left" else "start"
         admitted, refused = admit(
             self._tokenizer, task, requests, self._prompt_limit(), keep=keep, reserve_tokens=self._reserve
         )
         yield from refused
         continues = task == "text-generation"
-        rows = [_Row(row, self._room(row), Sampler(row.request.parameters, row.ids), continues) for row in admitted]
-        if rows:
+        rows = [self._row(row, continues) for row in admitted]
+        if not rows:
+            return
+        ids = {row.source.request.id for row in rows}
+        self._running |= ids
+        try:
             yield from self._decode(rows)
+        finally:
+            self._running -= ids
+            self._aborted -= ids
+
+    def _row(self, source: TokenRow, continues: bool) -> _Row:
+        parameters = source.request.parameters
+        cutter = PieceCutter(parameters.stop) if source.request.stream else None
+        return _Row(source, self._room(source), Sampler(parameters, source.ids), continues, cutter=cutter)
 
     def _prompt_limit(self) -> int | None:
         # One position must be left for the answer.
@@ -143,21 +173,28 @@ class DecodingModel:
             return 0
         return max(0, min(limit + self._wanted(request) - self._context_tokens, limit // 2))
 
-    def _decode(self, rows: list[_Row]) -> Iterator[Completion]:
+    def _decode(self, rows: list[_Row]) -> Iterator[Completion | Piece]:
         decoder = self._new_decoder()
         logits = decoder.start(pad_rows([row.source.ids for row in rows], self._tokenizer.pad_id, self._padding_side))
         while True:
             tokens = choose_tokens(logits, [row.sampler for row in rows])
             going: list[int] = []
             for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                request_id = row.source.request.id
                 if token is None:
-                    yield Completion(row.source.request.id, error=not_a_number(self._spec.name, self._extra))
+                    yield Completion(request_id, error=not_a_number(self._spec.name, self._extra))
+                    continue
+                if request_id in self._aborted:
+                    yield Completion(request_id, error=cancelled(request_id))
                     continue
                 reason = row.take(token, self._end_ids, self._tokenizer)
-                if reason is None:
-                    going.append(index)
-                else:
-                    yield self._completion(row, reason)
+                if reason is not None:
+                    yield from self._finish(row, reason)
+                    continue
+                going.append(index)
+                piece = row.piece(self._tokenizer)
+                if piece is not None:
+                    yield piece
             if not going:
                 return
             if len(going) < len(rows):
@@ -165,12 +202,20 @@ class DecodingModel:
                 rows = [rows[index] for index in going]
             logits = decoder.step([row.generated[-1] for row in rows])
 
-    def _completion(self, row: _Row, reason: FinishReason) -> Completion:
+    def _finish(self, row: _Row, reason: FinishReason) -> Iterator[Completion | Piece]:
         text = row.decode(self._tokenizer) if row.text is None else row.text
+        rest = "" if row.cutter is None else row.cutter.rest(text)
+        if rest:
+            yield Piece(row.source.request.id, rest, len(row.generated))
         output = EngineOutput(
             {"text": text, "finish_reason": reason},
             input_tokens=len(row.source.ids),
             output_tokens=len(row.generated),
             extra=self._extra,
         )
-        return Completion(row.source.request.id, output=output)
+        yield Completion(row.source.request.id, output=output)
+
+
+def cancelled(request_id: str) -> RequestCancelledError:
+    """What a request that was stopped in the middle completes with."""
+    return RequestCancelledError(f"request {request_id} was cancelled while it ran")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,9 @@ class Encoder:
 
     def serves(self, task: str) -> bool:
         return task == self._task
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """A forward pass over a few texts cannot be stopped, and is soon over."""
 
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         rows, refused = admit(self._tokenizer, task, requests, self._limit_tokens)

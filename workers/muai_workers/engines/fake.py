@@ -10,11 +10,12 @@ import hashlib
 import math
 import os
 import random
+import re
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,10 +28,18 @@ from muai_producers.errors import (
     InvalidRequestError,
     ModelLoadError,
     OutOfMemoryError,
+    RequestCancelledError,
     RequestError,
 )
 from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
-from muai_workers.engines.base import Availability, Capabilities, Completion, EngineOutput
+from muai_workers.engines.base import (
+    Availability,
+    CacheStatistics,
+    Capabilities,
+    Completion,
+    EngineOutput,
+    Piece,
+)
 
 ALL_TASKS = frozenset(INPUT_FIELD)
 DEFAULT_NEW_TOKENS = 16
@@ -42,6 +51,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     latency_per_request_ms: float = 0.0
     latency_per_batch_ms: float = 0.0
+    latency_per_piece_ms: float = 0.0
+    """Between two words of a stream."""
     embedding_size: int = 8
     poison_marker: str = "POISON"
     """An input that holds it makes the whole batch raise."""
@@ -75,7 +86,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class FakeEngine:
     """See the module. `name` lets it stand in for a real engine in a chain."""
 
-    capabilities = Capabilities(tasks=ALL_TASKS, dtypes=frozenset({"auto", "fp32"}))
+    capabilities = Capabilities(tasks=ALL_TASKS, dtypes=frozenset({"auto", "fp32"}), streaming=True, abort=True)
 
     def __init__(
         self, options: FakeOptions | None = None, *, name: str = "fake", sleep: Callable[[float], None] = time.sleep
@@ -89,6 +100,8 @@ class FakeEngine:
         self._sleep = sleep
         self._models: dict[str, None] = {}
         self._lock = threading.Lock()
+        self._running: set[str] = set()
+        self._aborted: set[str] = set()
 
     def availability(self) -> Availability:
         if self.options.unavailable is not None:
@@ -122,16 +135,50 @@ class FakeEngine:
     def estimate_memory_bytes(self, spec: ModelSpec) -> int:
         return 0
 
-    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         self.load(spec)
+        ids = tuple(request.id for request in requests)
         with self._lock:
-            self.runs.append(tuple(request.id for request in requests))
+            self.runs.append(ids)
+            self._running.update(ids)
+        try:
+            yield from self._run(spec, task, requests)
+        finally:
+            with self._lock:
+                self._running.difference_update(ids)
+                self._aborted.difference_update(ids)
+
+    def _run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         self._misbehave([str(request.inputs) for request in requests])
         latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
         if latency_ms:
             self._sleep(latency_ms / 1000)
         for request in requests:
-            yield self._complete(spec, task, request)
+            completion = self._complete(spec, task, request)
+            if completion.output is not None and request.stream and "text" in completion.output.outputs:
+                yield from self._pieces(request, completion.output.outputs["text"])
+            if request.id in self._aborted:
+                stopped = RequestCancelledError(f"request {request.id} was cancelled while it ran")
+                completion = Completion(request.id, error=stopped)
+            yield completion
+
+    def _pieces(self, request: InferenceRequest, text: str) -> Iterator[Piece]:
+        for number, word in enumerate(re.findall(r"\S+\s*", text), 1):
+            if request.id in self._aborted:
+                return
+            if self.options.latency_per_piece_ms:
+                self._sleep(self.options.latency_per_piece_ms / 1000)
+            yield Piece(request.id, word, number)
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        with self._lock:
+            self._aborted.update(self._running.intersection(request_ids))
+
+    def cache_statistics(self) -> Mapping[str, CacheStatistics]:
+        return {}
+
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """The fake engine remembers nothing."""
 
     def close(self) -> None:
         with self._lock:

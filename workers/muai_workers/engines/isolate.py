@@ -15,7 +15,7 @@ from muai_producers.errors import (
     OutOfMemoryError,
 )
 from muai_producers.wire import InferenceRequest
-from muai_workers.engines.base import Completion
+from muai_workers.engines.base import Completion, Piece
 from muai_workers.engines.failures import as_engine_error
 
 BROKEN_AFTER_RUNS = 7
@@ -35,10 +35,11 @@ class IsolationReport:
 
 
 def run_isolated(
-    run: Callable[[Sequence[InferenceRequest]], Iterable[Completion]],
+    run: Callable[[Sequence[InferenceRequest]], Iterable[Completion | Piece]],
     requests: Sequence[InferenceRequest],
     on_completion: Callable[[Completion], None],
     *,
+    on_piece: Callable[[Piece], None] | None = None,
     prepare: Callable[[], None] | None = None,
     relieve: Callable[[], None] | None = None,
 ) -> IsolationReport:
@@ -52,10 +53,12 @@ def run_isolated(
     Args:
         run: one forward pass; may raise after it has completed some.
         on_completion: told of each completion as it comes. What it raises passes through and ends the run.
+        on_piece: told of each piece of streamed text as it comes, as `on_completion`. A request that is run again
+            starts its text again.
         prepare: called once before the first run, to load the model; when it raises, the engine is to blame.
         relieve: called after each out-of-memory error, to free what can be freed before the halves run.
     """
-    isolation = _Isolation(run, requests, on_completion)
+    isolation = _Isolation(run, requests, on_completion, on_piece)
     if prepare is not None and isolation.left:
         try:
             prepare()
@@ -92,11 +95,13 @@ class _Isolation:
 
     def __init__(
         self,
-        run: Callable[[Sequence[InferenceRequest]], Iterable[Completion]],
+        run: Callable[[Sequence[InferenceRequest]], Iterable[Completion | Piece]],
         requests: Sequence[InferenceRequest],
         on_completion: Callable[[Completion], None],
+        on_piece: Callable[[Piece], None] | None,
     ) -> None:
         self._run = run
+        self._on_piece = on_piece
         self._on_completion = on_completion
         self.left = {request.id: request for request in requests}
         self.runs = 0
@@ -119,17 +124,20 @@ class _Isolation:
     def _drain(self, part: Sequence[InferenceRequest]) -> MuaiError | None:
         # Only the engine's own steps are guarded: an error of `_on_completion` is the caller's and must reach it.
         try:
-            completions = iter(self._run(part))
+            events = iter(self._run(part))
         except Exception as error:  # noqa: BLE001 - whatever a library raises is an engine failure
             return as_engine_error(error)
         while True:
             try:
-                completion = next(completions)
+                event = next(events)
             except StopIteration:
                 return None
             except Exception as error:  # noqa: BLE001 - see above
                 return as_engine_error(error)
-            self._answer(completion)
+            if isinstance(event, Completion):
+                self._answer(event)
+            elif self._on_piece is not None and event.request_id in self.left:
+                self._on_piece(event)
 
     def _answer(self, completion: Completion) -> None:
         if self.left.pop(completion.request_id, None) is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from muai_producers.wire import InferenceRequest
-from muai_workers.engines.base import Completion
+from muai_workers.engines.base import Completion, Piece
 
 
 class LoadedModel(Protocol):
@@ -17,8 +17,12 @@ class LoadedModel(Protocol):
         """Whether requests for `task` may go to this model."""
         ...
 
-    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         """As `Engine.run`, except that what the library raises passes through as it is."""
+        ...
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """As `Engine.abort`."""
         ...
 
 
@@ -49,6 +53,13 @@ class LoadedModels:
                 with self._lock:
                     self._models[name] = model
         return model
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        """As `Engine.abort`."""
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.abort(request_ids)
 
     def drop(self, name: str) -> bool:
         """Forget the model; its memory goes when the last run that uses it ends. False: it was not there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from muai_config import ModelSpec, Settings
 from muai_producers.errors import EngineUnavailableError, ModelLoadError
 from muai_producers.wire import InferenceRequest
-from muai_workers.engines.base import Availability, Capabilities, Completion
+from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
 from muai_workers.engines.decoding import DecodingModel
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
@@ -46,7 +46,7 @@ class ONNXEngine:
     """Runs models as ONNX graphs in fp32, or with 8-bit weights where that is configured."""
 
     name = "onnx"
-    capabilities = Capabilities(tasks=TASKS, dtypes=frozenset({"auto", "fp32"}))
+    capabilities = Capabilities(tasks=TASKS, dtypes=frozenset({"auto", "fp32"}), streaming=True, abort=True)
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -85,13 +85,22 @@ class ONNXEngine:
         with raising_load_errors(spec.name, self.name):
             return count_parameters(self._folder(spec)) * (1 if self._options.enable_quantization else 4)
 
-    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         model = self._model(spec)
         if not model.serves(task):
             yield from refuse_task(spec, task, requests)
             return
         with raising_engine_errors():
             yield from model.run(task, requests)
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        self._models.abort(request_ids)
+
+    def cache_statistics(self) -> Mapping[str, CacheStatistics]:
+        return {}
+
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """Nothing outlives a request here."""
 
     def close(self) -> None:
         self._models.drop_all()

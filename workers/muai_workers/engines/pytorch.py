@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from muai_config import ModelSpec, Settings
 from muai_producers.errors import OutOfMemoryError, UnsupportedTaskError
 from muai_producers.wire import INPUT_FIELD, InferenceRequest
-from muai_workers.engines.base import Availability, Capabilities, Completion
+from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
 from muai_workers.engines.loading import LoadedModel, LoadedModels
@@ -33,7 +33,9 @@ class PyTorchEngine:
     """Runs models as transformers gives them. Unloaded models are loaded by the first request for them."""
 
     name = "pytorch"
-    capabilities = Capabilities(tasks=frozenset(INPUT_FIELD), dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}))
+    capabilities = Capabilities(
+        tasks=frozenset(INPUT_FIELD), dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}), streaming=True, abort=True
+    )
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -70,7 +72,7 @@ class PyTorchEngine:
             plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
             return count_parameters(folder) * plan.dtype.itemsize
 
-    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
+    def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         model = self._model(spec)
         if not model.serves(task):
             yield from refuse_task(spec, task, requests)
@@ -81,6 +83,15 @@ class PyTorchEngine:
         except OutOfMemoryError:
             _release_memory()
             raise
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        self._models.abort(request_ids)
+
+    def cache_statistics(self) -> Mapping[str, CacheStatistics]:
+        return {}
+
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """Nothing outlives a request here."""
 
     def close(self) -> None:
         self._models.drop_all()
