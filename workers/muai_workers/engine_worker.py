@@ -41,6 +41,10 @@ FAKE_OPTIONS_VARIABLE = "MUAI_TEST_FAKE_ENGINE"
 """How a fake engine behaves: a `FakeOptions` as JSON."""
 
 
+class NotBegunError(Reject):
+    """The batch goes back to the broker as it came."""
+
+
 class EngineConsumer(QuietConsumer):
     """A Celery consumer that sends its task events together, ten times a second and from its loop alone: at hundreds
     of small batches a second they would cost more than the batches.
@@ -146,12 +150,13 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         worker = held[0]
         runner = worker.runner
+        tag = task.request.properties["delivery_tag"]  # known to this thread alone
 
         def claim() -> None:
             if worker.is_leaving:
-                raise Reject("this worker is ending", requeue=True)
+                raise NotBegunError("this worker is ending", requeue=True)
             # The work begins: should the connection break from now on, the message is not to go to another worker.
-            if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
+            if settings.queue.broker_is_redis and not pin(tag):
                 raise Ignore  # it has gone to another already, while this worker was silent
 
         try:
@@ -167,9 +172,9 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
                 moved = again[0]
                 cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
                 raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+        except NotBegunError:
+            raise
         except (redis.RedisError, OperationalError, Reject) as error:
-            if isinstance(error, Reject) and error.requeue:
-                raise  # not begun
             # Celery acknowledges what fails, and drops what it cannot retry: here that would lose the requests. What
             # of them is done already, or goes on elsewhere, has its second result refused.
             log.warning("batch given back, the broker or the state store does not answer: %s", error)

@@ -5,10 +5,10 @@ engine could not serve is handed back to go to the next engine.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,7 +110,9 @@ class BatchRunner:
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
         """Of each model's last batch."""
-        self._turns = threading.BoundedSemaphore(settings.queue.worker_concurrency)
+        # Threads of its own for the engine: libraries keep a pool of helpers for each thread that calls them, and
+        # those of a thread that stands by would take the cores of the one at work.
+        self._engine_threads = ThreadPoolExecutor(settings.queue.worker_concurrency, thread_name_prefix="muai-engine")
 
     def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
@@ -123,10 +125,7 @@ class BatchRunner:
         Raises:
             redis.exceptions.RedisError: the state store does not answer; the batch must be delivered again.
         """
-        with self._turns:
-            if claim is not None:
-                claim()
-            run = self._guarded(batch, lambda: self._serve(batch))
+        run = self._engine_threads.submit(self._take_turn, batch, claim).result()
         if run is None:
             return []
         self._guarded(batch, lambda: self._finish(run))
@@ -138,10 +137,16 @@ class BatchRunner:
         self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Write what is left to write, once nothing runs any more."""
+        self._engine_threads.shutdown()
         self.writer.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
+
+    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> _Run | None:
+        if claim is not None:
+            claim()
+        return self._guarded(batch, lambda: self._serve(batch))
 
     def _guarded(self, batch: Batch, stage: Callable[[], Stage]) -> Stage | None:
         """What a stage returns; None when it failed by a fault of ours, and every request was answered with that."""
