@@ -60,6 +60,8 @@ class StoreKeys:
         self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
+        self.revoked_channel = f"{prefix}:revoked"
+        """Where workers hear which requests were cancelled."""
 
     def outstanding(self, engine: str) -> str:
         """Set of the batches that are on the engine's queue or running."""
@@ -68,6 +70,10 @@ class StoreKeys:
     def idempotency(self, tenant: str, key: str) -> str:
         """Where an idempotency key's request id and content digest are kept."""
         return f"{self.prefix}:idem:{tenant}:{key}"
+
+    def stream(self, request_id: str) -> str:
+        """A request's text as it comes, and the channel on which readers hear that there is more."""
+        return f"{self.prefix}:stream:{request_id}"
 
     def reply_channel(self, client_id: str) -> str:
         """Channel on which a client hears which of its requests have finished."""
@@ -197,8 +203,9 @@ return {'ok', ARGV[6]}
 """
 )
 
-# KEYS: inflight, load, stats. ARGV: ttl_s, then three per request: id, encoded meta, reply channel ('' for none).
-# Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told of it.
+# KEYS: inflight, load, stats, revoked channel. ARGV: ttl_s, then three per request: id, encoded meta, reply channel
+# ('' for none). Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told
+# of it. Workers are told of what was cancelled, for they may be running it.
 ANSWER = (
     _IS_TERMINAL
     + _RELEASE
@@ -208,7 +215,7 @@ for i = 2, #ARGV, 3 do
   ids[#ids + 1] = ARGV[i]
   keys[#keys + 1] = 'celery-task-meta-' .. ARGV[i]
 end
-local metas, written, done, refused, by_channel = states_of(ids), {}, {}, 0, {}
+local metas, written, done, refused, by_channel, revoked = states_of(ids), {}, {}, 0, {}, {}
 local seen = {}
 for i, id in ipairs(ids) do
   if seen[id] or is_terminal(metas[i]) then
@@ -219,6 +226,7 @@ for i, id in ipairs(ids) do
     written[i] = 1
     done[#done + 1] = id
     redis.call('SET', keys[i], ARGV[3 * i], 'EX', ttl)
+    if string.sub(ARGV[3 * i], 12, 14) == 'REV' then revoked[#revoked + 1] = id end
     local channel = ARGV[3 * i + 1]
     if channel ~= '' then
       local told = by_channel[channel]
@@ -235,6 +243,7 @@ in_chunks(keys, function(first, last)
   end
 end)
 for channel, told in pairs(by_channel) do redis.call('PUBLISH', channel, table.concat(told, '\\n')) end
+if #revoked > 0 then redis.call('PUBLISH', KEYS[4], table.concat(revoked, '\\n')) end
 if refused > 0 then redis.call('HINCRBY', KEYS[3], 'duplicates_refused', refused) end
 redis.call('HINCRBY', KEYS[3], 'answered', #done)
 return written
@@ -456,7 +465,8 @@ class Store:
         args: list[Any] = [self.result_ttl_s]
         for answer in answers:
             args += (answer.request_id, answer.meta, answer.reply_to)
-        written = self._answer(keys=[self.keys.inflight, self.keys.load, self.keys.stats], args=args, client=pipeline)
+        keys = [self.keys.inflight, self.keys.load, self.keys.stats, self.keys.revoked_channel]
+        written = self._answer(keys=keys, args=args, client=pipeline)
         return [] if pipeline is not None else [bool(flag) for flag in written]
 
     def mark(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None) -> list[bool]:
