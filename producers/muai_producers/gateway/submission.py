@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from muai_config import UnknownModelError
 from muai_config.engines import ALL_ENGINES
+from muai_producers.chat import Message
 from muai_producers.errors import (
     InvalidRequestError,
     MalformedMessageError,
@@ -22,7 +23,6 @@ from muai_producers.errors import (
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
-    Message,
     Name,
     Parameters,
     TaskName,
