@@ -23,6 +23,8 @@ from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.health import Observer
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.stream_routes import StreamRoutes
+from muai_producers.gateway.streams import StreamHub
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -41,29 +43,39 @@ class Gateway:
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
-        self.drain = Drain(server.graceful_shutdown_timeout, self.hub.hurry)
+        self._stream_client = state_client(settings.queue.state_url)
+        self.streams = StreamHub(self._client.store, self._stream_client)
+        self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         admission = Admission(self._submit, self._client.store, self.hub)
         self.routes = Routes(
             settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
         )
+        self.stream_routes = StreamRoutes(self.hub, self.streams)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
         return self._client.submitter().submit(requests, self._client.limits)
 
+    def _hurry(self) -> None:
+        self.hub.hurry()
+        self.streams.hurry()
+
     def start(self) -> None:
         """Belong to the running event loop."""
         self.hub.start()
+        self.streams.start()
         self.drain.take_signals()
 
     def close(self) -> None:
         """Close connections and threads."""
         self.drain.close()
         self.hub.close()
+        self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._observer.close()
         self._listener_client.close()
+        self._stream_client.close()
         self._client.close()
 
 
@@ -89,6 +101,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
+    gateway.stream_routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app

@@ -88,6 +88,7 @@ _BODIES = {
             "model": "qwen-chat",
             "inputs": [{"role": "user", "content": "How far is the moon?"}],
             "parameters": {"max_tokens": 64, "temperature": 0.7},
+            "stream": True,
             "priority": 8,
             "deadline_s": 30,
         },
@@ -166,6 +167,7 @@ def _operation(
         "status_code": status,
         "response_description": responses[status]["description"],
         "responses": answers,
+        "response_model": None,
         "openapi_extra": {"parameters": [*parameters, _REQUEST_ID], **extra},
     }
 
@@ -189,6 +191,29 @@ GET = _operation(
     (400, 404, 503),
     _ID,
     _WAIT,
+)
+_EVENTS = (
+    'id: 3-2f1c9a0b7d44\nevent: text\ndata: {"text":"The"}\n\n'
+    ": still there\n\n"
+    f'id: 3-2f1c9a0b7d44.end\nevent: end\ndata: {{"id":"{EXAMPLE_ID}","state":"SUCCESS", …}}\n\n'
+)
+_AFTER = "The id of the last event that was read; what follows it is sent, by whichever gateway."
+STREAM = _operation(
+    "streamInference",
+    "The text of a request as it is generated",
+    {
+        200: {
+            "description": "Server-sent events. `text`: some more text. `restart`: what was told is void, and the text "
+            "begins anew. `end`: the last, with what GET /v1/inference/{id} answers. Lines that begin with a colon "
+            "keep the connection. A request without `stream`, or a finished one, tells its text at once.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+        },
+        204: {"description": "The last event was read already."},
+    },
+    (400, 404, 503),
+    _ID,
+    _header("Last-Event-ID", _AFTER, type="string"),
+    {"name": "after", "in": "query", "description": _AFTER, "schema": {"type": "string"}},
 )
 CANCEL = _operation(
     "cancelInference",

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_producers.errors import BrokerError, InvalidRequestError, RequestCancelledError
 from muai_producers.gateway import openapi
@@ -42,7 +42,7 @@ BODY_TIMEOUT_S = 30.0
 ADMITTED_TOGETHER = 256
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
 _encode = msgspec.json.Encoder().encode
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
 
 
 class DirectRoute(APIRoute):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from muai_producers.errors import MuaiError
-from muai_producers.store import outcome_of
+from muai_producers.store import StoredState, outcome_of
 from muai_producers.streams.listening import StreamListener, Wake
 from muai_producers.streams.text import Offset, Reading, StreamEvent
 
@@ -38,6 +38,16 @@ class Follower:
         text = outcome.outputs.get("text")
         events = self._reading.finish(text) if isinstance(text, str) else []
         return [*events, StreamEvent("result", self._reading.offset, result=outcome)]
+
+    @property
+    def offset(self) -> str:
+        """How far the reader has come."""
+        return self._reading.offset
+
+    @property
+    def state(self) -> StoredState | None:
+        """The terminal state, once the reader has come to it."""
+        return self._subscription.feed.state if self.finished else None
 
     def close(self) -> None:
         """Hear no more."""
