@@ -21,6 +21,8 @@ from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.health import Observer
+from muai_producers.gateway.openai_api.failures import OpenAIErrors
+from muai_producers.gateway.openai_api.routes import OpenAIRoutes
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.stream_routes import StreamRoutes
@@ -52,6 +54,7 @@ class Gateway:
             settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
         )
         self.stream_routes = StreamRoutes(self.hub, self.streams)
+        self.openai_routes = OpenAIRoutes(settings, self.routes, self.hub, self.streams, self.drain, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
@@ -102,7 +105,9 @@ def create_gateway(settings: Settings) -> FastAPI:
     )
     gateway.routes.register(app)
     gateway.stream_routes.register(app)
+    gateway.openai_routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
+    app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
 

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from muai_producers.gateway.answers import ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
+from muai_producers.gateway.openai_api.document import schemas as openai_schemas
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody
 from muai_producers.wire import InferenceResult
@@ -57,6 +58,8 @@ _MODELS = {
         {
             "id": "all-minilm-l6-v2",
             "object": "model",
+            "created": 0,
+            "owned_by": "muai",
             "task": "embedding",
             "engines": ["onnx", "pytorch"],
             "max_input_tokens": 256,
@@ -265,6 +268,6 @@ def document(app: FastAPI) -> dict[str, Any]:
                 operation = made["paths"][route.path_format][min(route.methods).lower()]
                 # As they were given: FastAPI leaves out what is null, in the examples too.
                 operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
-        made.setdefault("components", {})["schemas"] = schemas
+        made.setdefault("components", {})["schemas"] = {**schemas, **openai_schemas()}
         app.openapi_schema = made
     return app.openapi_schema
