@@ -61,6 +61,8 @@ class StoreKeys:
         self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
+        self.revoked_channel = f"{prefix}:revoked"
+        """Where workers hear which requests were cancelled."""
 
     def outstanding(self, engine: str) -> str:
         """Set of the batches that are on the engine's queue or running."""
@@ -69,6 +71,10 @@ class StoreKeys:
     def idempotency(self, tenant: str, key: str) -> str:
         """Where an idempotency key's request id and content digest are kept."""
         return f"{self.prefix}:idem:{tenant}:{key}"
+
+    def stream(self, request_id: str) -> str:
+        """A request's text as it comes, and the channel on which readers hear that there is more."""
+        return f"{self.prefix}:stream:{request_id}"
 
     def reply_channel(self, client_id: str) -> str:
         """Channel on which a client hears which of its requests have finished."""
@@ -251,7 +257,8 @@ class Store:
         args: list[Any] = [self.result_ttl_s]
         for answer in answers:
             args += (answer.request_id, answer.meta, answer.reply_to)
-        written = self._answer(keys=[self.keys.inflight, self.keys.load, self.keys.stats], args=args, client=pipeline)
+        keys = [self.keys.inflight, self.keys.load, self.keys.stats, self.keys.revoked_channel]
+        written = self._answer(keys=keys, args=args, client=pipeline)
         return [] if pipeline is not None else [bool(flag) for flag in written]
 
     def mark(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None) -> list[bool]:

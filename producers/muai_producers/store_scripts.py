@@ -129,8 +129,9 @@ return {'ok', ARGV[6]}
 """
 )
 
-# KEYS: inflight, load, stats. ARGV: ttl_s, then three per request: id, encoded meta, reply channel ('' for none).
-# Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told of it.
+# KEYS: inflight, load, stats, revoked channel. ARGV: ttl_s, then three per request: id, encoded meta, reply channel
+# ('' for none). Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told
+# of it. Workers are told of what was cancelled, for they may be running it.
 ANSWER = (
     _IS_TERMINAL
     + _RELEASE
@@ -140,7 +141,7 @@ for i = 2, #ARGV, 3 do
   ids[#ids + 1] = ARGV[i]
   keys[#keys + 1] = 'celery-task-meta-' .. ARGV[i]
 end
-local metas, written, done, refused, by_channel = states_of(ids), {}, {}, 0, {}
+local metas, written, done, refused, by_channel, revoked = states_of(ids), {}, {}, 0, {}, {}
 local seen = {}
 for i, id in ipairs(ids) do
   if seen[id] or is_terminal(metas[i]) then
@@ -151,6 +152,7 @@ for i, id in ipairs(ids) do
     written[i] = 1
     done[#done + 1] = id
     redis.call('SET', keys[i], ARGV[3 * i], 'EX', ttl)
+    if string.sub(ARGV[3 * i], 12, 14) == 'REV' then revoked[#revoked + 1] = id end
     local channel = ARGV[3 * i + 1]
     if channel ~= '' then
       local told = by_channel[channel]
@@ -167,6 +169,7 @@ in_chunks(keys, function(first, last)
   end
 end)
 for channel, told in pairs(by_channel) do redis.call('PUBLISH', channel, table.concat(told, '\\n')) end
+if #revoked > 0 then redis.call('PUBLISH', KEYS[4], table.concat(revoked, '\\n')) end
 if refused > 0 then redis.call('HINCRBY', KEYS[3], 'duplicates_refused', refused) end
 redis.call('HINCRBY', KEYS[3], 'answered', #done)
 return written

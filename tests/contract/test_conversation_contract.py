@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from tests import models
 
 from muai_config import ModelSpec
-from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, Engine, EngineOutput
 from muai_workers.engines.registry import create_engine
 

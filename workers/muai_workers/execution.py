@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,14 +25,18 @@ from muai_producers.errors import (
     ModelLoadError,
     MuaiError,
     PoisonedRequestError,
+    RequestCancelledError,
     RequestError,
 )
 from muai_producers.fleet import Fleet
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
+from muai_producers.streams.store import StreamStore
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
-from muai_workers.engines.base import Completion, Engine, EngineOutput
+from muai_workers.aborting import AbortWatch, Watched
+from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.results import ResultWriter
+from muai_workers.streaming import RunStreams, StreamWriter, steady
 
 if TYPE_CHECKING:
     from muai_config import ModelSpec, Settings
@@ -103,6 +107,8 @@ class BatchRunner:
         self.engine = engine
         self.identity = identity
         self.writer = ResultWriter(store)
+        self._streams = StreamWriter(StreamStore.under(settings, store))
+        self._aborts = AbortWatch(store, engine.abort, lambda request: self._fail(request, _too_late(request)), wall_s)
         self._store = store
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
@@ -139,6 +145,8 @@ class BatchRunner:
     def close(self) -> None:
         """Write what is left to write, once nothing runs any more."""
         self._engine_threads.shutdown()
+        self._aborts.close()
+        self._streams.close()
         self.writer.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
@@ -222,13 +230,16 @@ class BatchRunner:
         if spec is None:
             missing = ModelLoadError(f"the catalog of worker {self.identity.name} has no model {batch.model!r}")
             return self._elsewhere(run, dict.fromkeys((request.id for request in run.requests), missing))
-        report = run_isolated(
-            lambda requests: self.engine.run(spec, batch.task, requests),
-            run.requests,
-            lambda completion: self._complete(run, completion),
-            prepare=lambda: self._prepare(spec),
-            relieve=self._relieve,
-        )
+        streams = self._streams.open(run.requests)
+        with self._aborts.watching(run.requests) as watched:
+            report = run_isolated(
+                lambda requests: self._run_engine(spec, batch, requests, streams, watched),
+                run.requests,
+                lambda completion: self._complete(run, completion, streams, watched),
+                on_piece=streams.tell,
+                prepare=lambda: self._prepare(spec),
+                relieve=self._relieve,
+            )
         if report.engine_failure is not None and cools_engine(report.engine_failure):
             reason = report.engine_failure.message
             log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
@@ -241,8 +252,32 @@ class BatchRunner:
             raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
         self.engine.load(spec)
 
-    def _complete(self, run: _Run, completion: Completion) -> None:
+    def _run_engine(
+        self,
+        spec: ModelSpec,
+        batch: Batch,
+        requests: Sequence[InferenceRequest],
+        streams: RunStreams,
+        watched: Watched,
+    ) -> Iterator[Completion | Piece]:
+        """One forward pass of those that have not had their end meanwhile."""
+        wanted = []
+        for request in requests:
+            if watched.is_gone(request.id):
+                yield Completion(request.id, error=RequestCancelledError(f"request {request.id} has ended"))
+            else:
+                wanted.append(steady(request))
+        if wanted:
+            streams.begin([request.id for request in wanted])
+            yield from self.engine.run(spec, batch.task, wanted)
+
+    def _complete(self, run: _Run, completion: Completion, streams: RunStreams, watched: Watched) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]
+        if watched.is_gone(request.id):
+            streams.finish(request.id)  # its end is told already: cancelled, or past its deadline
+            return
+        if not isinstance(completion.error, EngineError):
+            streams.finish(request.id)
         if completion.output is not None:
             self.writer.write(success_answer(request, self._result(run, request, completion.output)))
         elif isinstance(completion.error, EngineError):

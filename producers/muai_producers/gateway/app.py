@@ -21,8 +21,12 @@ from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.health import Observer
+from muai_producers.gateway.openai_api.failures import OpenAIErrors
+from muai_producers.gateway.openai_api.routes import OpenAIRoutes
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.stream_routes import StreamRoutes
+from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 
 if TYPE_CHECKING:
@@ -42,30 +46,41 @@ class Gateway:
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
-        self.drain = Drain(server.graceful_shutdown_timeout, self.hub.hurry)
+        self._stream_client = state_client(settings.queue.state_url)
+        self.streams = StreamHub(self._client.store, self._stream_client)
+        self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         admission = Admission(self._submit, self._client.store, self.hub)
         self.routes = Routes(
             settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
         )
         self.workflows = WorkflowRoutes(settings, self._client, self.hub, self._executor)
+        self.stream_routes = StreamRoutes(self.hub, self.streams)
+        self.openai_routes = OpenAIRoutes(settings, self.routes, self.hub, self.streams, self.drain, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
         return self._client.submitter().submit(requests, self._client.limits)
 
+    def _hurry(self) -> None:
+        self.hub.hurry()
+        self.streams.hurry()
+
     def start(self) -> None:
         """Belong to the running event loop."""
         self.hub.start()
+        self.streams.start()
         self.drain.take_signals()
 
     def close(self) -> None:
         """Close connections and threads."""
         self.drain.close()
         self.hub.close()
+        self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._observer.close()
         self._listener_client.close()
+        self._stream_client.close()
         self._client.close()
 
 
@@ -92,7 +107,10 @@ def create_gateway(settings: Settings) -> FastAPI:
     )
     gateway.routes.register(app)
     gateway.workflows.register(app, gateway.routes.read_json)
+    gateway.stream_routes.register(app)
+    gateway.openai_routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
+    app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
 

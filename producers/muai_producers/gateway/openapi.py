@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from muai_producers.gateway.answers import ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
+from muai_producers.gateway.openai_api.document import schemas as openai_schemas
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
@@ -58,6 +59,8 @@ _MODELS = {
         {
             "id": "all-minilm-l6-v2",
             "object": "model",
+            "created": 0,
+            "owned_by": "muai",
             "task": "embedding",
             "engines": ["onnx", "pytorch"],
             "max_input_tokens": 256,
@@ -89,6 +92,7 @@ _BODIES = {
             "model": "qwen-chat",
             "inputs": [{"role": "user", "content": "How far is the moon?"}],
             "parameters": {"max_tokens": 64, "temperature": 0.7},
+            "stream": True,
             "priority": 8,
             "deadline_s": 30,
         },
@@ -167,6 +171,7 @@ def _operation(
         "status_code": status,
         "response_description": responses[status]["description"],
         "responses": answers,
+        "response_model": None,
         "openapi_extra": {"parameters": [*parameters, _REQUEST_ID], **extra},
     }
 
@@ -190,6 +195,29 @@ GET = _operation(
     (400, 404, 503),
     _ID,
     _WAIT,
+)
+_EVENTS = (
+    'id: 3-2f1c9a0b7d44\nevent: text\ndata: {"text":"The"}\n\n'
+    ": still there\n\n"
+    f'id: 3-2f1c9a0b7d44.end\nevent: end\ndata: {{"id":"{EXAMPLE_ID}","state":"SUCCESS", …}}\n\n'
+)
+_AFTER = "The id of the last event that was read; what follows it is sent, by whichever gateway."
+STREAM = _operation(
+    "streamInference",
+    "The text of a request as it is generated",
+    {
+        200: {
+            "description": "Server-sent events. `text`: some more text. `restart`: what was told is void, and the text "
+            "begins anew. `end`: the last, with what GET /v1/inference/{id} answers. Lines that begin with a colon "
+            "keep the connection. A request without `stream`, or a finished one, tells its text at once.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+        },
+        204: {"description": "The last event was read already."},
+    },
+    (400, 404, 503),
+    _ID,
+    _header("Last-Event-ID", _AFTER, type="string"),
+    {"name": "after", "in": "query", "description": _AFTER, "schema": {"type": "string"}},
 )
 CANCEL = _operation(
     "cancelInference",
@@ -280,6 +308,6 @@ def document(app: FastAPI) -> dict[str, Any]:
                 operation = made["paths"][route.path_format][min(route.methods).lower()]
                 # As they were given: FastAPI leaves out what is null, in the examples too.
                 operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
-        made.setdefault("components", {})["schemas"] = schemas
+        made.setdefault("components", {})["schemas"] = {**schemas, **openai_schemas()}
         app.openapi_schema = made
     return app.openapi_schema

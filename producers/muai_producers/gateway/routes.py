@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_producers.errors import BrokerError, InvalidRequestError, RequestCancelledError
 from muai_producers.gateway import openapi
@@ -42,7 +42,7 @@ BODY_TIMEOUT_S = 30.0
 ADMITTED_TOGETHER = 256
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
 _encode = msgspec.json.Encoder().encode
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
 
 
 class DirectRoute(APIRoute):
@@ -81,8 +81,8 @@ class Routes:
         self._observer = observer
         self._drain = drain
         self._executor = executor
-        self._builder = RequestBuilder(settings, hub.reply_channel)
-        self._admissions: Coalescer[Submission, Accepted] = Coalescer(
+        self.builder = RequestBuilder(settings, hub.reply_channel)
+        self.admissions: Coalescer[Submission, Accepted] = Coalescer(
             admission.admit, executor, max_items=ADMITTED_TOGETHER
         )
         self._started_s = time.monotonic()
@@ -104,8 +104,8 @@ class Routes:
         """Submit a request; with `wait`, stay for the result."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         wait_s, is_preference = _wait(request, headers)
-        raw = await self._read(request, headers)
-        inference = self._builder.build(read_body(raw), headers, self._hub.new_id())
+        raw = await self.read(request, headers)
+        inference = self.builder.build(read_body(raw), headers, self._hub.new_id())
         submit = self._submit_and_wait if wait_s > 0 else self._submit
         response = await submit(inference, len(raw), wait_s)
         if is_preference:
@@ -113,7 +113,7 @@ class Routes:
         return response
 
     async def _submit(self, inference: InferenceRequest, num_bytes: int, _: float) -> Response:
-        accepted = await self._admissions.add(Submission(inference, awaited=False), num_bytes)
+        accepted = await self.admissions.add(Submission(inference, awaited=False), num_bytes)
         is_new = accepted.request_id == inference.id
         state = PENDING if is_new else (await self._hub.look(accepted.request_id)).state
         return _receipt(accepted, inference.id, state)
@@ -121,7 +121,7 @@ class Routes:
     async def _submit_and_wait(self, inference: InferenceRequest, num_bytes: int, wait_s: float) -> Response:
         future = self._hub.expect(inference.id)
         try:
-            accepted = await self._admissions.add(Submission(inference, awaited=True), num_bytes)
+            accepted = await self.admissions.add(Submission(inference, awaited=True), num_bytes)
         except BaseException:
             self._hub.forget(inference.id, future)
             raise
@@ -153,7 +153,7 @@ class Routes:
         standing = await self._hub.look(request_id)
         if not standing.finished:
             loop = asyncio.get_running_loop()
-            if await loop.run_in_executor(self._executor, self._revoke, request_id):
+            if await loop.run_in_executor(self._executor, self.revoke, request_id):
                 return _answer(await self._hub.look(request_id), 200)
             standing = await self._hub.look(request_id)
         raise AlreadyFinishedError(
@@ -161,7 +161,8 @@ class Routes:
             {"id": request_id, "state": standing.state},
         )
 
-    def _revoke(self, request_id: str) -> bool:
+    def revoke(self, request_id: str) -> bool:
+        """Cancel a request; False when it had finished already. Blocks."""
         error = RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
         answer = failure_answer(request_id, error, self._hub.channel_of(request_id), state=REVOKED)
         return self._store.answer([answer])[0]
@@ -188,9 +189,9 @@ class Routes:
     async def read_json(self, request: Request) -> bytes:
         """The body of a request that must be JSON, within the limit on its size."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
-        return await self._read(request, headers)
+        return await self.read(request, headers)
 
-    async def _read(self, request: Request, headers: Mapping[str, str]) -> bytes:
+    async def read(self, request: Request, headers: Mapping[str, str]) -> bytes:
         """The body, refused as soon as it is seen to be too large, whether or not its length was announced."""
         media_type = headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
         if media_type != JSON_TYPE:
@@ -199,13 +200,13 @@ class Routes:
             raise UnsupportedMediaTypeError("compressed bodies are not taken; send it without Content-Encoding")
         announced = headers.get("content-length", "")
         if announced.isdecimal():
-            self._builder.check_size(int(announced))
+            self.builder.check_size(int(announced))
         chunks, num_bytes = [], 0
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in request.stream():
                     num_bytes += len(chunk)
-                    self._builder.check_size(num_bytes)
+                    self.builder.check_size(num_bytes)
                     chunks.append(chunk)
         except TimeoutError:
             raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None

@@ -54,10 +54,14 @@ def status_url(request_id: str) -> str:
 
 def read_standing(request_id: str, meta: bytes | None) -> Standing:
     """Read the stored state; None is a request that is in flight and nobody has touched yet."""
-    url = status_url(request_id)
     if meta is None:
-        return Standing(id=request_id, state=PENDING, status_url=url)
-    stored = _read(meta)
+        return Standing(id=request_id, state=PENDING, status_url=status_url(request_id))
+    return standing_of(request_id, _read(meta))
+
+
+def standing_of(request_id: str, stored: StoredState) -> Standing:
+    """As `read_standing`, for a state that is decoded so far."""
+    url = status_url(request_id)
     if stored.status == SUCCESS:
         return Standing(id=request_id, state=SUCCESS, status_url=url, result=stored.result)
     if stored.status in (FAILURE, REVOKED):

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from muai_config import UnknownModelError
 from muai_config.engines import ALL_ENGINES
+from muai_producers.chat import Message
 from muai_producers.errors import (
     InvalidRequestError,
     MalformedMessageError,
@@ -22,7 +23,6 @@ from muai_producers.errors import (
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
-    Message,
     Name,
     Parameters,
     TaskName,
@@ -60,6 +60,8 @@ class InferenceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Requests of one conversation go to the worker that has its cache."""
     engine_preference: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
     """Engines to try first, in order."""
+    stream: bool = False
+    """Tell the text as it is generated, at `/v1/inference/{id}/stream`."""
 
 
 _decode = msgspec.json.Decoder(InferenceBody).decode
@@ -130,6 +132,7 @@ class RequestBuilder:
             deadline=None if deadline_s is None else now_s + deadline_s,
             conversation_id=body.conversation_id,
             idempotency_key=_idempotency_key(headers),
+            stream=body.stream,
             submitted_at=now_s,
             reply_to=self._reply_channel,
         )
