@@ -23,6 +23,7 @@ from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.health import Observer
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.workflow_routes import WorkflowRoutes
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -47,6 +48,7 @@ class Gateway:
         self.routes = Routes(
             settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
         )
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
@@ -89,6 +91,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
+    gateway.workflows.register(app, gateway.routes.read_json)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
