@@ -12,6 +12,7 @@ from muai_config.fields import Conflict, Section, section
 from muai_config.monitoring import MonitoringSettings
 from muai_config.optimization import OptimizationSettings
 from muai_config.queueing import QueueSettings
+from muai_config.workflows import WorkflowSettings
 
 
 class Settings(Section):
@@ -20,6 +21,7 @@ class Settings(Section):
     optimization: OptimizationSettings = section(OptimizationSettings, "Engines, batching, cache and tuning.")
     monitoring: MonitoringSettings = section(MonitoringSettings, "Metrics, traces, alerts and the HTTP server.")
     queue: QueueSettings = section(QueueSettings, "Brokers, delivery and limits.")
+    workflows: WorkflowSettings = section(WorkflowSettings, "Chat, answers from documents and from search.")
     models: Mapping[str, ModelSpec] = Field(
         default_factory=lambda: dict(BUILTIN_CATALOG), description="The models that can be asked for, by name."
     )
@@ -43,6 +45,12 @@ class Settings(Section):
         return value | {"models": named}
 
     def conflicts(self) -> Iterator[Conflict]:
+        for field in ("chat_model", "embedding_model"):
+            name = getattr(self.workflows, field)
+            if name is not None and name not in self.models:
+                yield Conflict(
+                    f"workflows.{field}", name, f"names from the models section: {', '.join(sorted(self.models)[:10])}"
+                )
         for key, spec in self.models.items():
             if spec.name != key:
                 yield Conflict(f"models.{key}.name", spec.name, f"{key}, the entry's own key, or nothing")

@@ -17,9 +17,11 @@ from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody
+from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
-TYPES = {kind.__name__: kind for kind in (Receipt, ModelList, ErrorBody, Health, Readiness, InferenceBody)}
+KINDS = (Receipt, ModelList, ErrorBody, Health, Readiness, InferenceBody, WorkflowBody, WorkflowList, WorkflowReceipt)
+TYPES = {kind.__name__: kind for kind in KINDS}
 
 
 @pytest.fixture(scope="module")

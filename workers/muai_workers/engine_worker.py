@@ -122,9 +122,9 @@ class EngineWorker:
         self._announcer.start()
 
     def withdraw(self) -> None:
-        """Say that no more work should come."""
+        """Say that no more work should come. Waits for nothing and takes no lock, as a signal handler must."""
         self.is_leaving = True
-        self._announcer.stop()
+        self._announcer.withdraw()
 
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
@@ -189,6 +189,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         held[0].open()
 
     def stopping(**_: Any) -> None:
+        # Celery calls this from its signal handler, which may have interrupted any of the main thread's code.
         for worker in held:
             worker.withdraw()
 

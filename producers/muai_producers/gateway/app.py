@@ -27,6 +27,7 @@ from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
+from muai_producers.gateway.workflow_routes import WorkflowRoutes
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -53,6 +54,7 @@ class Gateway:
         self.routes = Routes(
             settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
         )
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self._executor)
         self.stream_routes = StreamRoutes(self.hub, self.streams)
         self.openai_routes = OpenAIRoutes(settings, self.routes, self.hub, self.streams, self.drain, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
@@ -104,6 +106,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
+    gateway.workflows.register(app, gateway.routes.read_json)
     gateway.stream_routes.register(app)
     gateway.openai_routes.register(app)
     app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)

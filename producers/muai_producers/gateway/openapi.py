@@ -15,6 +15,7 @@ from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.openai_api.document import schemas as openai_schemas
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody
+from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
 DESCRIPTION = """Inference as a queue. A request is accepted and kept (202); its result is fetched, or waited for, by
@@ -244,7 +245,46 @@ READY = _operation(
     },
     (),
 )
-_TYPES = (InferenceBody, Receipt, Standing, InferenceResult, ModelList, Health, Readiness, ErrorBody)
+_WORKFLOW_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "rag"}
+_WORKFLOW = {
+    "name": "rag",
+    "description": "Answers a question from the documents that were ingested, and cites them.",
+    "parameters": {"type": "object", "required": ["question"], "properties": {"question": {"type": "string"}}},
+}
+_RUN = {"summary": "Ask documents", "value": {"parameters": {"question": "When does the office open?"}}}
+WORKFLOWS = _operation(
+    "listWorkflows",
+    "The workflows that there are, and what each takes",
+    {200: _response("All.", WorkflowList, {"data": [_WORKFLOW]})},
+    (503,),
+)
+START_WORKFLOW = _operation(
+    "startWorkflow",
+    "Start a run of a workflow; its result is fetched like that of a request",
+    {
+        202: _response(
+            "Started.",
+            WorkflowReceipt,
+            {"id": EXAMPLE_ID, "status_url": f"/v1/inference/{EXAMPLE_ID}", "state": "RECEIVED"},
+        )
+    },
+    (400, 404, 408, 413, 415, 429, 503),
+    _WORKFLOW_NAME,
+    requestBody={"required": True, "content": _content(WorkflowBody, examples={"rag": _RUN})},
+)
+_TYPES = (
+    InferenceBody,
+    Receipt,
+    Standing,
+    InferenceResult,
+    ModelList,
+    Health,
+    Readiness,
+    ErrorBody,
+    WorkflowBody,
+    WorkflowList,
+    WorkflowReceipt,
+)
 
 
 def _any_json(_: type) -> dict[str, Any]:

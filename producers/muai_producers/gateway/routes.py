@@ -186,6 +186,11 @@ class Routes:
         verdict = readiness(await self._observer.picture(), self._settings, draining=self._drain.draining)
         return Response(_encode(verdict), 200 if verdict.ready else 503, media_type=JSON_TYPE)
 
+    async def read_json(self, request: Request) -> bytes:
+        """The body of a request that must be JSON, within the limit on its size."""
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        return await self.read(request, headers)
+
     async def read(self, request: Request, headers: Mapping[str, str]) -> bytes:
         """The body, refused as soon as it is seen to be too large, whether or not its length was announced."""
         media_type = headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()

@@ -15,6 +15,7 @@ from muai_producers.connections import state_client
 from muai_producers.store import Store
 from muai_workers.control.reaper import Reaper
 from muai_workers.control.singleton import singleton
+from muai_workers.control.workflow_tasks import register_workflows
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -26,7 +27,8 @@ REAP_TASK = "muai.control.reap"
 
 
 def register(app: Celery, settings: Settings) -> None:
-    """Give `app` the scheduled tasks."""
+    """Give `app` the scheduled tasks, and the steps of workflows."""
+    register_workflows(app, settings)
     store = Store(state_client(settings.queue.state_url), prefix=settings.queue.key_prefix)
     reaper = Reaper(app, settings, store)
 

@@ -58,6 +58,12 @@ class Encoder:
     def abort(self, request_ids: Collection[str]) -> None:
         """A forward pass over a few texts cannot be stopped, and is soon over."""
 
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """Texts are read whole, and nothing of them is kept."""
+
+    def close(self) -> None:
+        """Nothing outlives a request here."""
+
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         rows, refused = admit(self._tokenizer, task, requests, self._limit_tokens)
         yield from refused
