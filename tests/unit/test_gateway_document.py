@@ -14,6 +14,7 @@ from muai_producers.gateway.answers import ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
+from muai_producers.gateway.openai_api import document as openai_document
 from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody
@@ -21,7 +22,8 @@ from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, W
 from muai_producers.wire import InferenceResult
 
 KINDS = (Receipt, ModelList, ErrorBody, Health, Readiness, InferenceBody, WorkflowBody, WorkflowList, WorkflowReceipt)
-TYPES = {kind.__name__: kind for kind in KINDS}
+TYPES = {kind.__name__: kind for kind in (*KINDS, *openai_document.ANSWERS)}
+BODIES = {kind.__name__: kind for kind in openai_document.BODIES}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,8 @@ def test_every_operation_is_documented_with_examples_that_its_own_types_accept(d
             if name == "Standing":
                 assert set(example) == set(Standing.__struct_fields__)
                 assert example["result"] is None or msgspec.convert(example["result"], InferenceResult)
+            elif name in BODIES:
+                BODIES[name].model_validate_json(msgspec.json.encode(example))
             else:
                 msgspec.convert(example, TYPES[name], strict=True)
     assert num_examples > 25
@@ -63,7 +67,7 @@ def test_the_paths_are_those_of_the_configuration_and_parameters_in_them_are_dec
     for path, operations in document["paths"].items():
         for operation in operations.values():
             declared = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
-            assert declared == set(re.findall(r"{(\w+)}", path))
+            assert declared == set(re.findall(r"{(\w+)", path))
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def read_body(raw: bytes, kind: type[AnyBody]) -> AnyBody:
         first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         raise MalformedMessageError(f"the body is not JSON: {first['msg']}")
-    field = ".".join(str(part) for part in first["loc"])
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     if first["type"] == "extra_forbidden" and field in LACKING:
         raise UnsupportedFieldError(f"there is no {field} here; leave it out", {"field": field})
     if first["type"] == "extra_forbidden":
