@@ -67,6 +67,8 @@ class LatencyFit:
             return limit
         per_request_s, per_batch_s = self.coefficients
         budget_s = target_s / BATCHES_IN_THE_WAY - per_batch_s - P95_SIGMAS * math.sqrt(self.variance)
+        if budget_s < 0.0:
+            return 1
         if per_request_s <= 0.0:
             return limit
         return max(1, min(limit, int(budget_s / per_request_s + 1e-9)))

@@ -151,7 +151,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = held[0]
         runner = worker.runner
         # Known to this thread alone; our Redis transport sends it along, AMQP does not.
-        tag = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else ""
+        tag: int = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else 0
 
         def claim() -> None:
             if worker.is_leaving:
