@@ -60,6 +60,8 @@ class StoreKeys:
         self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
+        self.webhooks = f"{prefix}:webhooks"
+        self.webhooks_due = f"{prefix}:webhooks:due"
 
     def outstanding(self, engine: str) -> str:
         """Set of the batches that are on the engine's queue or running."""
@@ -101,11 +103,12 @@ end
 _RELEASE = """
 local function add(tally, name, change) tally[name] = (tally[name] or 0) + change end
 local function release(inflight, load, ids)
-  local tally = {}
+  local tally, hooks = {}, {}
   in_chunks(ids, function(first, last)
-    for _, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
+    for i, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
       if entry then
-        local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t')
+        local tenant, model, tokens, webhook = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t%d+(.*)$')
+        if webhook ~= '' then hooks[#hooks + 1] = {ids[first + i - 1], tenant .. webhook} end
         add(tally, 't:' .. tenant, -1)
         add(tally, 'k:' .. tenant, -tonumber(tokens))
         add(tally, 'm:' .. model, -1)
@@ -116,6 +119,7 @@ local function release(inflight, load, ids)
   for name, change in pairs(tally) do
     if redis.call('HINCRBY', load, name, change) == 0 then redis.call('HDEL', load, name) end
   end
+  return hooks
 end
 """
 
@@ -197,7 +201,8 @@ return {'ok', ARGV[6]}
 """
 )
 
-# KEYS: inflight, load, stats. ARGV: ttl_s, then three per request: id, encoded meta, reply channel ('' for none).
+# KEYS: inflight, load, stats, webhooks, webhooks that are due. ARGV: ttl_s, then three per request: id, encoded meta,
+# reply channel ('' for none). A request that names a webhook has it owed from the moment that it is answered.
 # Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told of it.
 ANSWER = (
     _IS_TERMINAL
@@ -226,7 +231,10 @@ for i, id in ipairs(ids) do
     end
   end
 end
-release(KEYS[1], KEYS[2], done)
+for _, hook in ipairs(release(KEYS[1], KEYS[2], done)) do
+  redis.call('HSET', KEYS[4], hook[1], hook[2])
+  redis.call('ZADD', KEYS[5], 0, hook[1])
+end
 in_chunks(keys, function(first, last)
   local counts = redis.call('PUBSUB', 'NUMSUB', unpack(keys, first, last))
   for i = 2, #counts, 2 do
@@ -300,6 +308,8 @@ class StoredState(msgspec.Struct):
 
     status: str
     result: msgspec.Raw = msgspec.Raw(b"null")
+    tenant: str = ""
+    """Whose request it is; '' where the state does not say: that of a request in flight does not."""
 
 
 _STATE = msgspec.json.Decoder(StoredState)
@@ -315,6 +325,8 @@ class _Meta(msgspec.Struct):
     date_done: str
     traceback: None = None
     children: tuple[()] = ()
+    tenant: str = ""
+    """Ours, not Celery's, which passes over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,28 +354,41 @@ def _counters(request: InferenceRequest, tokens: int) -> tuple[tuple[str, int], 
 
 
 def _entry(request: InferenceRequest, tokens: int, now_s: int) -> str:
-    """A request's record while it is in flight; the script that releases it reads the first three fields."""
-    return f"{request.tenant}\t{request.model}\t{tokens}\t{now_s}"
+    """A request's record while it is in flight; the script that releases it reads it."""
+    entry = f"{request.tenant}\t{request.model}\t{tokens}\t{now_s}"
+    return entry if request.webhook is None else f"{entry}\t{request.webhook}"
+
+
+def read_entry(entry: bytes) -> tuple[str, float]:
+    """Tenant of a request in flight, and when it was admitted, in wall-clock seconds."""
+    tenant, _, _, admitted_s, *_ = entry.decode().split("\t")
+    return tenant, float(admitted_s)
 
 
 def success_answer(request: InferenceRequest, result: InferenceResult) -> Answer:
     """SUCCESS with the result."""
-    return _terminal(SUCCESS, result, request.id, request.reply_to)
+    return _terminal(SUCCESS, result, request.id, request.reply_to, request.tenant)
 
 
-def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE) -> Answer:
-    """FAILURE (or REVOKED) with an error that Celery rebuilds as the same class on the other side."""
+def failure_answer(
+    request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE, tenant: str = ""
+) -> Answer:
+    """FAILURE (or REVOKED) with an error that Celery rebuilds as the same class on the other side.
+
+    Args:
+        tenant: whose request it is; where keys are asked for, nobody is shown a state without one.
+    """
     value = {
         "exc_type": type(error).__name__,
         "exc_message": [error.message, error.details],
         "exc_module": type(error).__module__,
         "code": error.code,
     }
-    return _terminal(state, value, request_id, reply_to)
+    return _terminal(state, value, request_id, reply_to, tenant)
 
 
-def _terminal(state: str, result: Any, request_id: str, reply_to: str | None) -> Answer:
-    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso())
+def _terminal(state: str, result: Any, request_id: str, reply_to: str | None, tenant: str) -> Answer:
+    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso(), tenant=tenant)
     return Answer(request_id, msgspec.json.encode(meta), reply_to or "")
 
 
@@ -456,7 +481,10 @@ class Store:
         args: list[Any] = [self.result_ttl_s]
         for answer in answers:
             args += (answer.request_id, answer.meta, answer.reply_to)
-        written = self._answer(keys=[self.keys.inflight, self.keys.load, self.keys.stats], args=args, client=pipeline)
+        keys = self.keys
+        written = self._answer(
+            keys=[keys.inflight, keys.load, keys.stats, keys.webhooks, keys.webhooks_due], args=args, client=pipeline
+        )
         return [] if pipeline is not None else [bool(flag) for flag in written]
 
     def mark(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None) -> list[bool]:
@@ -522,6 +550,17 @@ class Store:
         """The stored state of each request, None where nothing is known."""
         raw = self.client.mget([META_PREFIX + request_id for request_id in request_ids]) if request_ids else []
         return [None if item is None else msgspec.json.decode(item) for item in raw]
+
+    def tenant_of(self, request_id: str) -> str:
+        """Whose request in flight this is; '' when it is none."""
+        [entry] = self.client.pipeline(transaction=False).hget(self.keys.inflight, request_id).execute()
+        return "" if entry is None else read_entry(entry)[0]
+
+    def progress(self) -> tuple[int, int]:
+        """Requests in flight, and how many have been answered since the store began."""
+        pipe = self.client.pipeline(transaction=False)
+        in_flight, answered = pipe.hlen(self.keys.inflight).hget(self.keys.stats, "answered").execute()
+        return int(in_flight), int(answered or 0)
 
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
