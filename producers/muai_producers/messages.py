@@ -58,6 +58,6 @@ def redis_payload(headers: dict[str, Any], body: bytes, queue: str) -> bytes:
 def request_message(request: InferenceRequest) -> tuple[str, dict[str, Any], bytes]:
     """Queue, headers and body of a request's message."""
     headers = task_headers(INFER_TASK, request.id)
-    if request.trace:
-        headers |= request.trace  # where OpenTelemetry's Celery instrumentation looks for it
+    if request.trace:  # where OpenTelemetry's Celery instrumentation looks for it
+        headers |= {str(name): value for name, value in request.trace.items()}
     return queue_for(request.priority), headers, task_body(request)

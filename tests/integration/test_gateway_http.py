@@ -328,4 +328,4 @@ def test_models_health_and_readiness_tell_what_there_is(http: httpx.Client) -> N
 
 def test_the_openapi_document_is_served(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/inference", "/v1/inference/{id}", "/v1/models", "/health", "/ready"}
+    assert {"/v1/inference", "/v1/inference/{id}", "/v1/models", "/health", "/ready"} <= set(document["paths"])

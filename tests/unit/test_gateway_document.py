@@ -10,16 +10,19 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
-from muai_producers.gateway.answers import ModelList, Receipt
+from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
-from muai_producers.gateway.submission import InferenceBody
+from muai_producers.gateway.submission import InferenceBody, ManyBody
 from muai_producers.wire import InferenceResult
 
-TYPES = {kind.__name__: kind for kind in (Receipt, ModelList, ErrorBody, Health, Readiness, InferenceBody)}
+TYPES = {
+    kind.__name__: kind
+    for kind in (Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody)
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,9 @@ def test_every_operation_is_documented_with_examples_that_its_own_types_accept(d
             if name == "Standing":
                 assert set(example) == set(Standing.__struct_fields__)
                 assert example["result"] is None or msgspec.convert(example["result"], InferenceResult)
+            elif name == "ManyBody":
+                assert set(example) == set(ManyBody.__struct_fields__)
+                assert msgspec.convert(example["requests"], list[InferenceBody])
             else:
                 msgspec.convert(example, TYPES[name], strict=True)
     assert num_examples > 25

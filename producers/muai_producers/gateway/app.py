@@ -17,17 +17,23 @@ from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
 from muai_producers.gateway import openapi
 from muai_producers.gateway.admission import Admission
+from muai_producers.gateway.callers import Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.health import Observer
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.keys import Keys
+from muai_producers.rates import Rates
+from muai_producers.store import Limits
 
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_producers.wire import InferenceRequest
 
+PUBLIC = frozenset({"/openapi.json"})
+"""Needs no key, beside health and readiness: it says what there is, and holds nobody's data."""
 THREADS = 8
 """Admission holds at most one of them, look-ups another; the rest is for what single requests ask."""
 
@@ -43,14 +49,23 @@ class Gateway:
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
         self.drain = Drain(server.graceful_shutdown_timeout, self.hub.hurry)
         self._observer = Observer(settings, self._executor)
-        admission = Admission(self._submit, self._client.store, self.hub)
+        store = self._client.store
+        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        gateway = settings.gateway
+        self.doorkeeper = Doorkeeper(
+            Keys(store, gateway.keys_file),
+            Rates(store),
+            self._executor,
+            required=gateway.require_keys,
+            cache_s=gateway.key_cache_s,
+        )
         self.routes = Routes(
-            settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
+            settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
         )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
-    def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
-        return self._client.submitter().submit(requests, self._client.limits)
+    def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
+        return self._client.submitter().submit(requests, limits)
 
     def start(self) -> None:
         """Belong to the running event loop."""
@@ -89,7 +104,9 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
-    app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
+    app.add_middleware(
+        Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
+    )
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
 

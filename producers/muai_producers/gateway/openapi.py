@@ -9,19 +9,41 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from muai_producers.gateway.answers import ModelList, Receipt
+from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.standing import Standing
-from muai_producers.gateway.submission import InferenceBody
+from muai_producers.gateway.submission import InferenceBody, ManyBody
 from muai_producers.wire import InferenceResult
 
 DESCRIPTION = """Inference as a queue. A request is accepted and kept (202); its result is fetched, or waited for, by
 id. Every error has one shape, `{"error": {"code", "message", "details", "request_id"}}`: programs look at `code`.
 429 and 503 carry `Retry-After`."""
 JSON = "application/json"
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as `muai keys create` prints it."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
+}
 EXAMPLE_ID = "5f0c2a8e-6a2b-4c1d-9e3f-7b8a9c0d1e2f"
-_RECEIPT = {"id": EXAMPLE_ID, "status_url": f"/v1/inference/{EXAMPLE_ID}", "state": "PENDING", "queue_position": 3}
+_RECEIPT = {
+    "id": EXAMPLE_ID,
+    "status_url": f"/v1/inference/{EXAMPLE_ID}",
+    "state": "PENDING",
+    "queue_position": 3,
+    "estimated_wait_s": 0.4,
+}
+_REFUSED = {
+    "code": "model_not_found",
+    "message": "unknown model 'nop'; did you mean 'noop'?",
+    "retryable": False,
+    "details": {"field": "model", "model": "nop"},
+}
+_MANY = {
+    "object": "list",
+    "accepted": 1,
+    "refused": 1,
+    "data": [{"index": 0, "receipt": _RECEIPT, "error": None}, {"index": 1, "receipt": None, "error": _REFUSED}],
+}
 _RESULT = {
     "outputs": {"embedding": [0.12, -0.03, 0.98]},
     "engine_used": "onnx",
@@ -93,8 +115,20 @@ _BODIES = {
         },
     },
 }
+_MANY_BODIES = {
+    "two": {
+        "summary": "Two at once",
+        "value": {
+            "requests": [
+                {"model": "all-minilm-l6-v2", "inputs": "How far is the moon?", "idempotency_key": "question-1"},
+                {"model": "nop", "inputs": "hello"},
+            ]
+        },
+    }
+}
 _ERRORS = {
     400: ("The request is wrong; `details.field` names the field.", "invalid_request", "priority: Expected `int` <= 9"),
+    401: ("No API key, or none that is known.", "unauthorized", "an API key is needed: send Authorization: Bearer KEY"),
     404: ("There is no such thing.", "request_not_found", f"no request {EXAMPLE_ID!r} is known"),
     408: ("The body did not arrive in time.", "body_timeout", "the body did not arrive within 30 s"),
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
@@ -125,6 +159,12 @@ def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
 _REQUEST_ID = _header(
     "X-Request-Id", "Comes back in the answer and in errors; made where it is left out.", type="string", maxLength=200
 )
+_TRACEPARENT = _header(
+    "traceparent",
+    "W3C trace context; it goes with the request to the workers, and comes back. `tracestate` goes with it.",
+    type="string",
+    example="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+)
 _SUBMIT_HEADERS = [
     _header(
         "Idempotency-Key",
@@ -154,19 +194,29 @@ def _error(status: int) -> dict[str, Any]:
     return _response(description, ErrorBody, example) | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
 
 
+def _always(name: str, errors: tuple[int, ...]) -> tuple[int, ...]:
+    """The errors of an operation, with those that every one has."""
+    return (*errors, 500) if name in ("health", "readiness") else (400, 401, *errors, 500, 503)
+
+
 def _operation(
     name: str, summary: str, responses: dict[int, Any], errors: tuple[int, ...], *parameters: Any, **extra: Any
 ) -> dict[str, Any]:
     """Keyword arguments of FastAPI's route decorators."""
-    answers = {**responses, **{status: _error(status) for status in (*errors, 500)}}
+    answers = {**responses, **{status: _error(status) for status in _always(name, errors)}}
     status, *_ = responses
+    is_open = name in ("health", "readiness")
     return {
         "operation_id": name,
         "summary": summary,
         "status_code": status,
         "response_description": responses[status]["description"],
         "responses": answers,
-        "openapi_extra": {"parameters": [*parameters, _REQUEST_ID], **extra},
+        "openapi_extra": {
+            "parameters": [*parameters, _REQUEST_ID, *(() if is_open else (_TRACEPARENT,))],
+            **({"security": []} if is_open else {}),
+            **extra,
+        },
     }
 
 
@@ -181,6 +231,13 @@ SUBMIT = _operation(
     _WAIT,
     *_SUBMIT_HEADERS,
     requestBody={"required": True, "content": _content(InferenceBody, examples=_BODIES)},
+)
+SUBMIT_MANY = _operation(
+    "submitMany",
+    "Submit many requests, each accepted or refused by itself",
+    {202: _response("At least one was accepted.", ManyReceipts, _MANY)},
+    (404, 408, 413, 415, 429),
+    requestBody={"required": True, "content": _content(ManyBody, examples=_MANY_BODIES)},
 )
 GET = _operation(
     "getInference",
@@ -216,7 +273,18 @@ READY = _operation(
     },
     (),
 )
-_TYPES = (InferenceBody, Receipt, Standing, InferenceResult, ModelList, Health, Readiness, ErrorBody)
+_TYPES = (
+    InferenceBody,
+    ManyBody,
+    Receipt,
+    ManyReceipts,
+    Standing,
+    InferenceResult,
+    ModelList,
+    Health,
+    Readiness,
+    ErrorBody,
+)
 
 
 def _any_json(_: type) -> dict[str, Any]:
@@ -240,6 +308,11 @@ def document(app: FastAPI) -> dict[str, Any]:
                 operation = made["paths"][route.path_format][min(route.methods).lower()]
                 # As they were given: FastAPI leaves out what is null, in the examples too.
                 operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
-        made.setdefault("components", {})["schemas"] = schemas
+        # So do the requests of a POST of many: each is checked by itself.
+        schemas["ManyBody"]["properties"]["requests"]["items"] = {"$ref": "#/components/schemas/InferenceBody"}
+        components = made.setdefault("components", {})
+        components["schemas"] = schemas
+        components["securitySchemes"] = SECURITY_SCHEMES
+        made["security"] = [{name: []} for name in SECURITY_SCHEMES]
         app.openapi_schema = made
     return app.openapi_schema

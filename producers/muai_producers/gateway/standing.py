@@ -54,10 +54,19 @@ def status_url(request_id: str) -> str:
 
 def read_standing(request_id: str, meta: bytes | None) -> Standing:
     """Read the stored state; None is a request that is in flight and nobody has touched yet."""
+    return read_owned(request_id, meta)[0]
+
+
+def read_owned(request_id: str, meta: bytes | None) -> tuple[Standing, str]:
+    """As `read_standing`, with the tenant whose request it is; '' where the state does not say."""
     url = status_url(request_id)
     if meta is None:
-        return Standing(id=request_id, state=PENDING, status_url=url)
+        return Standing(id=request_id, state=PENDING, status_url=url), ""
     stored = _read(meta)
+    return _standing(request_id, url, stored), stored.tenant
+
+
+def _standing(request_id: str, url: str, stored: StoredState) -> Standing:
     if stored.status == SUCCESS:
         return Standing(id=request_id, state=SUCCESS, status_url=url, result=stored.result)
     if stored.status in (FAILURE, REVOKED):
