@@ -157,7 +157,10 @@ def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
 
 
 _REQUEST_ID = _header(
-    "X-Request-Id", "Comes back in the answer and in errors; made where it is left out.", type="string", maxLength=200
+    "X-Request-Id",
+    "Comes back in the answer and in errors; made where it is left out.",
+    type="string",
+    pattern="^[!-~]{1,200}$",
 )
 _TRACEPARENT = _header(
     "traceparent",
@@ -188,6 +191,14 @@ def _response(description: str, schema: type, example: Any) -> dict[str, Any]:
     return {"description": description, "content": _content(schema, example)}
 
 
+def _links(name: str) -> dict[str, Any]:
+    """What can be done next with the id in an answer."""
+    return {
+        f"{verb}ById": {"operationId": operation, "parameters": {"id": f"$response.body#/{name}"}}
+        for verb, operation in (("get", "getInference"), ("cancel", "cancelInference"))
+    }
+
+
 def _error(status: int) -> dict[str, Any]:
     description, code, message = _ERRORS[status]
     example = {"error": {"code": code, "message": message, "details": {}, "request_id": "9f1c0e7a52d84b6f"}}
@@ -196,7 +207,7 @@ def _error(status: int) -> dict[str, Any]:
 
 def _always(name: str, errors: tuple[int, ...]) -> tuple[int, ...]:
     """The errors of an operation, with those that every one has."""
-    return (*errors, 500) if name in ("health", "readiness") else (400, 401, *errors, 500, 503)
+    return (*errors, 400, 500) if name in ("health", "readiness") else (400, 401, *errors, 500, 503)
 
 
 def _operation(
@@ -224,7 +235,7 @@ SUBMIT = _operation(
     "submitInference",
     "Submit a request",
     {
-        202: _response("Accepted, and not finished.", Receipt, _RECEIPT),
+        202: _response("Accepted, and not finished.", Receipt, _RECEIPT) | {"links": _links("id")},
         200: _response("Waited for, and finished.", Standing, _DONE),
     },
     (400, 404, 408, 409, 413, 415, 429, 503),
