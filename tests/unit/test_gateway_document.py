@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
+from muai_producers.gateway import openapi_batches, openapi_files
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.failures import ErrorBody
@@ -21,7 +22,7 @@ from muai_producers.wire import InferenceResult
 
 TYPES = {
     kind.__name__: kind
-    for kind in (Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody)
+    for kind in (Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody, *openapi_files.TYPES, *openapi_batches.TYPES)
 }
 
 

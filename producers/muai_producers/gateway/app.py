@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from muai_producers.batches.store import BatchStore
 from muai_producers.client import InferenceClient
 from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
-from muai_producers.gateway import openapi
+from muai_producers.files.folder import FileFolder
+from muai_producers.files.shelf import FileShelf
+from muai_producers.gateway import openapi, openapi_batches, openapi_files
 from muai_producers.gateway.admission import Admission
+from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
+from muai_producers.gateway.file_routes import FileRoutes
 from muai_producers.gateway.health import Observer
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
@@ -62,6 +67,10 @@ class Gateway:
         self.routes = Routes(
             settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
         )
+        shelf = FileShelf(store, FileFolder.from_settings(settings), gateway.files)
+        batches = BatchStore(store, gateway.files.keep_s)
+        self.file_routes = FileRoutes(shelf, batches, gateway.files.max_file_bytes, self._executor)
+        self.batch_routes = BatchRoutes(shelf, batches, gateway.batches, self.routes.builder, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
@@ -104,10 +113,12 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
+    gateway.file_routes.register(app)
+    gateway.batch_routes.register(app)
     app.add_middleware(
         Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
     )
-    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
+    app.openapi = functools.partial(openapi.document, app, (*openapi_files.TYPES, *openapi_batches.TYPES))  # type: ignore[method-assign]
     return app
 
 

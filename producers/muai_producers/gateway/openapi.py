@@ -134,6 +134,7 @@ _ERRORS = {
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
     413: ("The body is too large.", "payload_too_large", "the body has more than 16000000 bytes"),
     415: ("The body is not JSON.", "unsupported_media_type", "the body must be application/json, got 'text/plain'"),
+    507: ("The disk that files are kept on is full.", "disk_full", "the disk that files are kept on is full"),
     429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full", "full: 100 of 100 requests are in flight"),
     500: ("A fault of the gateway's.", "internal_error", "an internal error; the gateway's log has more"),
     503: (
@@ -143,7 +144,7 @@ _ERRORS = {
     ),
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}}
-_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": EXAMPLE_ID}
+ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": EXAMPLE_ID}
 _WAIT = {
     "name": "wait",
     "in": "query",
@@ -152,43 +153,43 @@ _WAIT = {
 }
 
 
-def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+def header(name: str, description: str, **schema: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
-_REQUEST_ID = _header(
+_REQUEST_ID = header(
     "X-Request-Id",
     "Comes back in the answer and in errors; made where it is left out.",
     type="string",
     pattern="^[!-~]{1,200}$",
 )
-_TRACEPARENT = _header(
+_TRACEPARENT = header(
     "traceparent",
     "W3C trace context; it goes with the request to the workers, and comes back. `tracestate` goes with it.",
     type="string",
     example="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 )
 _SUBMIT_HEADERS = [
-    _header(
+    header(
         "Idempotency-Key",
         "A repeated request with the same key and content is the same request: it gets the first one's id.",
         type="string",
         pattern="^[!-~]{1,256}$",
     ),
-    _header("X-Muai-Priority", "As `priority` in the body.", type="integer", minimum=0, maximum=9),
-    _header("X-Muai-Deadline-S", "As `deadline_s` in the body.", type="number", exclusiveMinimum=0),
-    _header("Prefer", "`wait=N` (RFC 7240): as the parameter `wait`, capped.", type="string"),
+    header("X-Muai-Priority", "As `priority` in the body.", type="integer", minimum=0, maximum=9),
+    header("X-Muai-Deadline-S", "As `deadline_s` in the body.", type="number", exclusiveMinimum=0),
+    header("Prefer", "`wait=N` (RFC 7240): as the parameter `wait`, capped.", type="string"),
 ]
 
 
-def _content(schema: type, example: Any = None, examples: Any = None) -> dict[str, Any]:
+def content(schema: type, example: Any = None, examples: Any = None) -> dict[str, Any]:
     body: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{schema.__name__}"}}
     body |= {"examples": examples} if examples else {"example": example}
     return {JSON: body}
 
 
-def _response(description: str, schema: type, example: Any) -> dict[str, Any]:
-    return {"description": description, "content": _content(schema, example)}
+def response(description: str, schema: type, example: Any) -> dict[str, Any]:
+    return {"description": description, "content": content(schema, example)}
 
 
 def _links(name: str) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def _links(name: str) -> dict[str, Any]:
 def _error(status: int) -> dict[str, Any]:
     description, code, message = _ERRORS[status]
     example = {"error": {"code": code, "message": message, "details": {}, "request_id": "9f1c0e7a52d84b6f"}}
-    return _response(description, ErrorBody, example) | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
+    return response(description, ErrorBody, example) | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
 
 
 def _always(name: str, errors: tuple[int, ...]) -> tuple[int, ...]:
@@ -210,7 +211,7 @@ def _always(name: str, errors: tuple[int, ...]) -> tuple[int, ...]:
     return (*errors, 400, 500) if name in ("health", "readiness") else (400, 401, *errors, 500, 503)
 
 
-def _operation(
+def operation(
     name: str, summary: str, responses: dict[int, Any], errors: tuple[int, ...], *parameters: Any, **extra: Any
 ) -> dict[str, Any]:
     """Keyword arguments of FastAPI's route decorators."""
@@ -231,56 +232,56 @@ def _operation(
     }
 
 
-SUBMIT = _operation(
+SUBMIT = operation(
     "submitInference",
     "Submit a request",
     {
-        202: _response("Accepted, and not finished.", Receipt, _RECEIPT) | {"links": _links("id")},
-        200: _response("Waited for, and finished.", Standing, _DONE),
+        202: response("Accepted, and not finished.", Receipt, _RECEIPT) | {"links": _links("id")},
+        200: response("Waited for, and finished.", Standing, _DONE),
     },
     (400, 404, 408, 409, 413, 415, 429, 503),
     _WAIT,
     *_SUBMIT_HEADERS,
-    requestBody={"required": True, "content": _content(InferenceBody, examples=_BODIES)},
+    requestBody={"required": True, "content": content(InferenceBody, examples=_BODIES)},
 )
-SUBMIT_MANY = _operation(
+SUBMIT_MANY = operation(
     "submitMany",
     "Submit many requests, each accepted or refused by itself",
-    {202: _response("At least one was accepted.", ManyReceipts, _MANY)},
+    {202: response("At least one was accepted.", ManyReceipts, _MANY)},
     (404, 408, 413, 415, 429),
-    requestBody={"required": True, "content": _content(ManyBody, examples=_MANY_BODIES)},
+    requestBody={"required": True, "content": content(ManyBody, examples=_MANY_BODIES)},
 )
-GET = _operation(
+GET = operation(
     "getInference",
     "Where a request stands, and its result",
-    {200: _response("Known.", Standing, _STARTED)},
+    {200: response("Known.", Standing, _STARTED)},
     (400, 404, 503),
-    _ID,
+    ID,
     _WAIT,
 )
-CANCEL = _operation(
+CANCEL = operation(
     "cancelInference",
     "Cancel a request",
-    {200: _response("Cancelled; no result will replace that.", Standing, _REVOKED)},
+    {200: response("Cancelled; no result will replace that.", Standing, _REVOKED)},
     (404, 409, 503),
-    _ID,
+    ID,
 )
-MODELS = _operation("listModels", "The models that there are", {200: _response("All.", ModelList, _MODELS)}, (503,))
-HEALTH = _operation(
+MODELS = operation("listModels", "The models that there are", {200: response("All.", ModelList, _MODELS)}, (503,))
+HEALTH = operation(
     "health",
     "How the installation does",
     {
-        200: _response("healthy or degraded.", Health, _HEALTH),
-        503: _response("unhealthy.", Health, {**_HEALTH, "status": "unhealthy", "queue_size": None}),
+        200: response("healthy or degraded.", Health, _HEALTH),
+        503: response("unhealthy.", Health, {**_HEALTH, "status": "unhealthy", "queue_size": None}),
     },
     (),
 )
-READY = _operation(
+READY = operation(
     "readiness",
     "Whether to send requests here",
     {
-        200: _response("Ready.", Readiness, _READY),
-        503: _response("Not ready.", Readiness, {**_READY, "ready": False, "reasons": ["no collector is running"]}),
+        200: response("Ready.", Readiness, _READY),
+        503: response("Not ready.", Readiness, {**_READY, "ready": False, "reasons": ["no collector is running"]}),
     },
     (),
 )
@@ -303,12 +304,16 @@ def _any_json(_: type) -> dict[str, Any]:
     return {}
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The document; made once, then kept by the application."""
+def document(app: FastAPI, more_types: tuple[type, ...] = ()) -> dict[str, Any]:
+    """The document; made once, then kept by the application.
+
+    Args:
+        more_types: bodies and answers that are documented in other modules.
+    """
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         _, schemas = msgspec.json.schema_components(
-            _TYPES, ref_template="#/components/schemas/{name}", schema_hook=_any_json
+            (*_TYPES, *more_types), ref_template="#/components/schemas/{name}", schema_hook=_any_json
         )
         # A result passes through undecoded, so its type does not show in the type of what carries it.
         schemas["Standing"]["properties"]["result"] = {

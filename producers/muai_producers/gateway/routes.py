@@ -83,7 +83,7 @@ class Routes:
         self._drain = drain
         self._doorkeeper = doorkeeper
         self._executor = executor
-        self._builder = RequestBuilder(settings, hub.reply_channel)
+        self.builder = RequestBuilder(settings, hub.reply_channel)
         self._admissions: Coalescer[Submission, Accepted] = Coalescer(
             admission.admit, executor, max_items=ADMITTED_TOGETHER
         )
@@ -108,7 +108,7 @@ class Routes:
         headers = headers_of(request)
         caller = caller_of(request)
         wait_s, is_preference = wait_of(request, headers)
-        raw = await read_json(request, headers, self._builder.check_size)
+        raw = await read_json(request, headers, self.builder.check_size)
         inference = self._build(request, caller, read_body(raw), headers)
         await self._doorkeeper.charge(caller)
         submit = self._submit_and_wait if wait_s > 0 else self._submit
@@ -127,7 +127,7 @@ class Routes:
             raise InvalidRequestError(
                 f"the header {name} is for one request; say it in each of the requests", {"field": name}
             )
-        raw = await read_json(request, headers, self._builder.check_size)
+        raw = await read_json(request, headers, self.builder.check_size)
         bodies = read_many(raw, self._settings.gateway.max_requests_per_call)
         built = [self._build_or_error(request, caller, body) for body in bodies]
         await self._doorkeeper.charge(caller, sum(not isinstance(one, MuaiError) for one in built))
@@ -138,7 +138,7 @@ class Routes:
         self, request: Request, caller: Caller, body: InferenceBody, headers: Mapping[str, str]
     ) -> InferenceRequest:
         request_id = self._hub.new_id()
-        return self._builder.build(body, headers, request_id, tenant=caller.tenant, trace=trace_of(request))
+        return self.builder.build(body, headers, request_id, tenant=caller.tenant, trace=trace_of(request))
 
     def _build_or_error(self, request: Request, caller: Caller, raw: msgspec.Raw) -> InferenceRequest | MuaiError:
         try:

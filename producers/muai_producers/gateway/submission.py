@@ -90,7 +90,7 @@ def read_body(raw: bytes) -> InferenceBody:
         MalformedMessageError: it is not JSON.
         InvalidRequestError: a field is missing, unknown, of the wrong type or out of range; `field` names it.
     """
-    return _read(_decode, raw)
+    return read_struct(_decode, raw)
 
 
 def read_many(raw: bytes, max_requests: int) -> list[msgspec.Raw]:
@@ -99,7 +99,7 @@ def read_many(raw: bytes, max_requests: int) -> list[msgspec.Raw]:
     Raises:
         MalformedMessageError, InvalidRequestError: as `read_body`, of what is around the requests.
     """
-    requests = _read(_decode_many, raw).requests
+    requests = read_struct(_decode_many, raw).requests
     if not 1 <= len(requests) <= max_requests:
         raise InvalidRequestError(
             f"requests must have 1 to {max_requests} entries (gateway.max_requests_per_call), got {len(requests)}",
@@ -108,7 +108,8 @@ def read_many(raw: bytes, max_requests: int) -> list[msgspec.Raw]:
     return requests
 
 
-def _read(decode: Callable[[bytes], Body], raw: bytes) -> Body:
+def read_struct(decode: Callable[[bytes], Body], raw: bytes) -> Body:
+    """Decode a JSON body with one of msgspec's decoders; raises as `read_body`."""
     try:
         return decode(raw)
     except msgspec.ValidationError as error:
@@ -178,7 +179,7 @@ class RequestBuilder:
             deadline=None if deadline_s is None else now_s + deadline_s,
             conversation_id=body.conversation_id,
             tenant=tenant,
-            idempotency_key=_idempotency_key(body.idempotency_key, headers),
+            idempotency_key=idempotency_key(body.idempotency_key, headers),
             webhook=None if body.webhook is None else self._webhooks.check(body.webhook),
             trace=trace,
             submitted_at=now_s,
@@ -223,7 +224,8 @@ def _inputs(given: str | list[Message] | dict[str, Any]) -> dict[str, Any]:
     return given if isinstance(given, dict) else {"messages": msgspec.to_builtins(given)}
 
 
-def _idempotency_key(given: str | None, headers: Mapping[str, str]) -> str | None:
+def idempotency_key(given: str | None, headers: Mapping[str, str]) -> str | None:
+    """The idempotency key that body or header names, not both."""
     key = headers.get(IDEMPOTENCY_KEY)
     if key is None:
         return given
