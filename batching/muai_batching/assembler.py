@@ -6,8 +6,9 @@ engines have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from muai_batching.fair_queue import FairQueue, Waiting
 
@@ -36,13 +37,11 @@ class BatchPolicy:
     adaptive: bool = True
     enabled: bool = True
     max_wait_s: float = 5.0
-    """Requests that have waited longer are not passed over for others of a better length."""
+    """Longest that a request is passed over, in favour of later ones of a better length."""
     ageing_s: float = 0.5
     """Waiting time that one step of priority is worth."""
     lookahead: int = 256
     """Requests, next in order, among which companions of like length are chosen, for an engine of unknown speed."""
-    deep_lookahead: int = 1024
-    """The same for an engine whose batches take so long that a deeper search costs nothing beside them."""
     latency_target_s: float | None = None
     """What 95 % of requests should take at most; batches are kept small enough for it. None: no target."""
 
@@ -62,8 +61,8 @@ class Room:
     """Batches that may be sent in all, those that wait at the workers behind a running one included."""
     max_size: int = 1_000_000
     """Largest batch that keeps to the latency target there."""
-    is_slow: bool = False
-    """Whether a batch takes so long there that choosing its requests well is worth a deeper search."""
+    lookahead: int | None = None
+    """In place of the policy's, where the engine's speed is known."""
 
 
 NO_ROOM = Room(0, 0)
@@ -80,6 +79,24 @@ class Formed:
     def padded_tokens(self) -> int:
         """What the batch costs: the longest request's tokens times the number of requests."""
         return max(item.tokens for item in self.items) * len(self.items)
+
+
+DEEPEST_LOOKAHEAD = 1024
+SEARCH_S = 1e-6
+"""What looking at one request more costs."""
+SEARCH_SHARE = 0.01
+WAIT_SHARE = 0.4
+
+
+def worthwhile_lookahead(batch_s: float, policy: BatchPolicy) -> int:
+    """How far ahead to look for requests of like length when a full batch leaves every `batch_s` seconds.
+
+    Further is better, as long as the search takes a hundredth of the batch's time, and as long as what is passed over
+    is served well within `max_wait_s`: about as many requests as are looked at are served before it.
+    """
+    affordable = SEARCH_SHARE * batch_s / SEARCH_S
+    soon_enough = WAIT_SHARE * policy.max_wait_s / batch_s * policy.size_limit if batch_s > 0 else affordable
+    return int(max(policy.size_limit, min(DEEPEST_LOOKAHEAD, max(policy.lookahead, affordable), soon_enough)))
 
 
 def should_send(count: int, oldest_wait_s: float, room: Room, policy: BatchPolicy) -> bool:
@@ -103,28 +120,50 @@ def choose(queue: FairQueue, policy: BatchPolicy, now_s: float, room: Room = NO_
     """The requests of the next batch: the next in order, and those nearest to it in length among the following.
 
     A padded batch costs its longest request times its size, so companions are taken from a window of the requests
-    sorted by length that contains the next one. Every batch serves the request that is next in order, and requests
-    past `max_wait_s` come first come, first served, so none is passed over for long.
+    sorted by length that contains the next one. Every batch serves the request that is next in order; and once that
+    one has been passed over for `max_wait_s`, order alone counts. Requests that are passed over are marked as such.
     """
     limit = min(policy.size_limit, room.max_size)
-    lookahead = policy.deep_lookahead if room.is_slow else policy.lookahead
+    lookahead = policy.lookahead if room.lookahead is None else room.lookahead
     candidates = queue.peek(limit if len(queue) <= limit else max(limit, lookahead))
     first = candidates[0]
-    if len(candidates) <= limit or now_s - first.arrived_s > policy.max_wait_s:
-        return _fit(candidates[:limit], first, policy.max_batch_tokens)
-    by_length = sorted(candidates, key=lambda item: item.tokens)
+    is_overdue = first.passed_over_s is not None and now_s - first.passed_over_s > policy.max_wait_s
+    if len(candidates) <= limit or is_overdue:
+        chosen = _fit(candidates[:limit], first, policy.max_batch_tokens)
+    else:
+        chosen = _fit(_alike(candidates, first, limit), first, policy.max_batch_tokens)
+    _mark_passed_over(candidates, chosen, now_s)
+    return chosen
+
+
+def _alike(candidates: Sequence[Waiting], first: Waiting, limit: int) -> list[Waiting]:
+    """The `limit` candidates nearest to each other in length, `first` among them."""
+    by_length = sorted(candidates, key=attrgetter("tokens"))
     at = by_length.index(first)
     starts = range(max(0, at - limit + 1), min(at, len(by_length) - limit) + 1)
     # Windows are of equal size, so the least padding is the least excess over the window's own tokens.
     best = min(starts, key=lambda start: _padding(by_length[start : start + limit]))
-    return _fit(by_length[best : best + limit], first, policy.max_batch_tokens)
+    return by_length[best : best + limit]
+
+
+def _mark_passed_over(candidates: Iterable[Waiting], chosen: Collection[Waiting], now_s: float) -> None:
+    """Note the time on each candidate before the last chosen one that was not chosen."""
+    ids = {id(item) for item in chosen}
+    left = len(ids)
+    for item in candidates:
+        if id(item) in ids:
+            left -= 1
+            if not left:
+                return
+        elif item.passed_over_s is None:
+            item.passed_over_s = now_s
 
 
 def _padding(window: list[Waiting]) -> int:
     return window[-1].tokens * len(window) - sum(item.tokens for item in window)
 
 
-def _fit(items: list[Waiting], first: Waiting, max_tokens: int) -> tuple[Waiting, ...]:
+def _fit(items: Sequence[Waiting], first: Waiting, max_tokens: int) -> tuple[Waiting, ...]:
     """As many of `items` as the token limit admits, `first` always among them, the nearest to it in length first."""
     longest = max(item.tokens for item in items)
     if longest * len(items) <= max_tokens:

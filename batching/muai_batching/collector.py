@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from kombu.exceptions import OperationalError
 
-from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room
+from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room, worthwhile_lookahead
 from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
@@ -42,8 +42,6 @@ MAX_BATCHES_PER_TICK = 64
 """Bounds how long one turn of the event loop may take."""
 PRIORITY_STEPS = 9
 RETRY_S = 0.5
-SLOW_FROM_S = 0.05
-"""A full batch that takes longer is worth a deep search for requests of like length, which takes a millisecond."""
 MARKS_PER_SWEEP = 2000
 """Bounds what showing RECEIVED costs while a large backlog is worked off."""
 PASS_ON_CHUNK = 256
@@ -303,8 +301,11 @@ class Collector:
         max_size = policy.size_limit
         if policy.latency_target_s is not None and policy.adaptive:
             max_size = fit.largest_size(policy.latency_target_s, max_size)
-        is_slow = fit.predict_s(policy.size_limit) >= SLOW_FROM_S
-        return Room(max(0, idle), ahead, max_size, is_slow)
+        lookahead = None
+        if fit.num_samples:
+            batch_s = fit.predict_s(policy.size_limit) / self.fleet.slots(engine)
+            lookahead = worthwhile_lookahead(batch_s, policy)
+        return Room(max(0, idle), ahead, max_size, lookahead)
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""

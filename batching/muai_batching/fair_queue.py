@@ -36,6 +36,8 @@ class Waiting:
     num_bytes: int = 0
     queued: bool = False
     """Kept by the queue: whether it is in it."""
+    passed_over_s: float | None = None
+    """Monotonic seconds at which a request behind it was first served before it."""
 
 
 @dataclass(slots=True)

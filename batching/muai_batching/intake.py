@@ -18,7 +18,14 @@ from muai_producers.errors import (
     ModelNotFoundError,
     UnsupportedTaskError,
 )
-from muai_producers.wire import INPUT_FIELD, InferenceRequest, input_chars, request_from_fields, validate_inputs
+from muai_producers.wire import (
+    INPUT_FIELD,
+    InferenceRequest,
+    input_chars,
+    request_from_fields,
+    tool_chars,
+    validate_inputs,
+)
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -126,7 +133,7 @@ class Resolver:
     def _tokens(self, request: InferenceRequest, key: BatchKey) -> int:
         value = request.inputs[INPUT_FIELD[key.task]]
         num_chars = len(value) if isinstance(value, str) else input_chars(request.inputs)
-        tokens = num_chars // CHARS_PER_TOKEN + 1
+        tokens = (num_chars + tool_chars(request.parameters)) // CHARS_PER_TOKEN + 1
         limit = self._settings.models[key.model].max_input_tokens
         if limit is not None and tokens > limit:
             # The engine counts exactly, and refuses or cuts; to batching it is as long as the model takes.

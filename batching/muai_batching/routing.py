@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from muai_producers.errors import EngineError, EnginesExhaustedError, EngineUnavailableError, MuaiError
+from muai_producers.errors import (
+    EngineError,
+    EnginesExhaustedError,
+    EngineUnavailableError,
+    MuaiError,
+    OutOfMemoryError,
+    UnsupportedParameterError,
+)
 from muai_producers.fleet import FleetView
 from muai_producers.wire import Attempt
 
@@ -121,9 +128,9 @@ def attempt(engine: str, error: MuaiError) -> Attempt:
 def cools_engine(error: MuaiError) -> bool:
     """Whether an error that left a whole batch unserved says that the engine should be passed over for a while.
 
-    Running out of memory does not: the next batch may be smaller.
+    Running out of memory does not: the next batch may be smaller. Nor does a parameter that the engine does not have.
     """
-    return isinstance(error, EngineError) and error.code != "out_of_memory"
+    return isinstance(error, EngineError) and not isinstance(error, OutOfMemoryError | UnsupportedParameterError)
 
 
 def chain_spent(model: str, attempts: Sequence[Attempt]) -> EnginesExhaustedError:

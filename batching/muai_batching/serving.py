@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.heart import Heart
+from celery.worker.heartbeat import Heart as HeartbeatEvents
 
 CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.beat")
 """Two lines for each batch and one for each scheduled task would drown what an operator looks for; they show in Flower
@@ -18,11 +20,40 @@ and with log level DEBUG."""
 
 
 _StockBlueprint: Any = Consumer.Blueprint
+_StockHeartbeat: Any = HeartbeatEvents
+
+
+class HeartbeatOnce(_StockHeartbeat):  # type: ignore[misc]  # celery-types knows none of it
+    """Celery's heartbeat events, each tried once.
+
+    Celery's own are tried, on the worker's event loop, until they are sent. On AMQP kombu may lose its way in that: it
+    connects anew again and again, each time to find that the exchange it declares is bound to the lost channel. The
+    worker then takes no work, keeps its place in the fleet, and does not end when it is told to. An event that cannot
+    be sent now is kept by the dispatcher, and the loop itself notices that the connection is gone.
+    """
+
+    def _send(self, event: str, retry: bool = False) -> Any:
+        return super()._send(event, retry=False)
+
+
+class HeartbeatOnceStep(Heart):
+    """The consumer's step that sends them."""
+
+    heartbeat_interval: float | None
+
+    def start(self, c: Any) -> None:
+        """Called by Celery once the event dispatcher is connected."""
+        c.heart = HeartbeatOnce(c.timer, c.event_dispatcher, self.heartbeat_interval)
+        c.heart.start()
+
+
+def _step(stock: str) -> Any:
+    return HeartbeatOnceStep if stock.endswith(":Heart") else stock
 
 
 class QuietConsumer(Consumer):
-    """A Celery consumer without native delayed delivery: nothing here is sent with a delay, and on RabbitMQ the step
-    declares 28 queues and warns of each of ours.
+    """A Celery consumer whose heartbeat cannot hold it up, and without native delayed delivery: nothing here is sent
+    with a delay, and on RabbitMQ the step declares 28 queues and warns of each of ours.
     """
 
     hub: Any
@@ -31,10 +62,10 @@ class QuietConsumer(Consumer):
     _flush_events: Any
 
     class Blueprint(_StockBlueprint):  # type: ignore[misc]  # celery-types has it as a variable
-        """The stock steps but that one."""
+        """The stock steps but those two."""
 
-        default_steps: ClassVar[list[str]] = [
-            step for step in _StockBlueprint.default_steps if "delayed_delivery" not in step
+        default_steps: ClassVar[list[Any]] = [
+            _step(step) for step in _StockBlueprint.default_steps if "delayed_delivery" not in step
         ]
 
 

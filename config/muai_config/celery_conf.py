@@ -32,6 +32,8 @@ _CONNECTION = {
 }
 
 REPLY_TIMEOUT_S = 3.0
+CONTROL_THREADS = 4
+"""Of a control worker, beside those for the steps of workflows, which mostly wait."""
 _MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
 
 
@@ -186,9 +188,11 @@ def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
             held = min(held, _MAX_AMQP_PREFETCH)
         return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
     if role == "engine":
+        # A thread for what is next, too: it stands ready for the engine while the one before writes its answers.
         queue = settings.queue
         return {
-            "worker_concurrency": queue.worker_concurrency,
-            "worker_prefetch_multiplier": 1 + queue.worker_prefetch,
+            "worker_concurrency": queue.worker_concurrency * (1 + queue.worker_prefetch),
+            "worker_prefetch_multiplier": 1,
         }
-    return {"worker_concurrency": 4, "worker_prefetch_multiplier": 1}
+    concurrency = CONTROL_THREADS + settings.workflows.concurrency
+    return {"worker_concurrency": concurrency, "worker_prefetch_multiplier": 1}

@@ -241,6 +241,14 @@ class CacheSettings(Section):
         example="fifo",
         describe="What goes first when memory runs out: the least recently used (lru) or the oldest (fifo).",
     )
+    conversation_ttl_s: float = setting(
+        1800.0,
+        gt=0.0,
+        le=31_536_000.0,
+        unit="s",
+        example=600.0,
+        describe="How long a conversation may be silent before what is kept of it goes.",
+    )
 
 
 class TunerSettings(Section):

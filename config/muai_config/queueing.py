@@ -25,6 +25,15 @@ class QueueSettings(Section):
     result_ttl_s: int = setting(
         86400, ge=1, le=31_536_000, unit="s", example=3600, describe="How long a result can be fetched."
     )
+    stream_ttl_s: int = setting(
+        3600,
+        ge=1,
+        le=31_536_000,
+        unit="s",
+        example=600,
+        describe="How long the pieces of a streamed answer are kept after the last of them; the result has its whole "
+        "text.",
+    )
     lease_ttl_s: float = setting(
         8.0,
         ge=0.5,

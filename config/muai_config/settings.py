@@ -13,6 +13,7 @@ from muai_config.gateway import GatewaySettings
 from muai_config.monitoring import MonitoringSettings
 from muai_config.optimization import OptimizationSettings
 from muai_config.queueing import QueueSettings
+from muai_config.workflows import WorkflowSettings
 
 
 class Settings(Section):
@@ -24,6 +25,7 @@ class Settings(Section):
     gateway: GatewaySettings = section(
         GatewaySettings, "The HTTP gateway: keys, TLS, webhooks, files and batches. Its address: monitoring.server."
     )
+    workflows: WorkflowSettings = section(WorkflowSettings, "Chat, answers from documents and from search.")
     models: Mapping[str, ModelSpec] = Field(
         default_factory=lambda: dict(BUILTIN_CATALOG), description="The models that can be asked for, by name."
     )
@@ -47,6 +49,12 @@ class Settings(Section):
         return value | {"models": named}
 
     def conflicts(self) -> Iterator[Conflict]:
+        for field in ("chat_model", "embedding_model"):
+            name = getattr(self.workflows, field)
+            if name is not None and name not in self.models:
+                yield Conflict(
+                    f"workflows.{field}", name, f"names from the models section: {', '.join(sorted(self.models)[:10])}"
+                )
         for key, spec in self.models.items():
             if spec.name != key:
                 yield Conflict(f"models.{key}.name", spec.name, f"{key}, the entry's own key, or nothing")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from muai_producers.aio import AsyncInferenceClient
     from muai_producers.client import InferenceClient, RequestStatus
+    from muai_producers.streams.text import StreamEvent
     from muai_producers.wire import InferenceRequest, InferenceResult, Parameters
 
 __all__ = [
@@ -15,12 +16,14 @@ __all__ = [
     "InferenceResult",
     "Parameters",
     "RequestStatus",
+    "StreamEvent",
 ]
 
 _MODULES = {
     "AsyncInferenceClient": "aio",
     "InferenceClient": "client",
     "RequestStatus": "client",
+    "StreamEvent": "streams.text",
     "InferenceRequest": "wire",
     "InferenceResult": "wire",
     "Parameters": "wire",

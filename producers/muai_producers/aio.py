@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from muai_producers import errors
 from muai_producers.client import InferenceClient, Inputs, RequestStatus, still_open
+from muai_producers.streams.text import StreamEvent
 from muai_producers.wire import InferenceRequest, InferenceResult
 
 if TYPE_CHECKING:
@@ -93,6 +94,34 @@ class AsyncInferenceClient:
                     raise still_open(remaining, timeout_s) from None
         finally:
             stop_watching()
+
+    async def stream(
+        self, request_id: str, after: str | None = None, timeout_s: float | None = None
+    ) -> AsyncIterator[StreamEvent]:
+        """See `InferenceClient.stream`."""
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(woken.set)
+
+        follower = await asyncio.to_thread(self.sync.follow, request_id, after, wake)
+        try:
+            while True:
+                woken.clear()
+                for event in follower.take():
+                    yield event
+                if follower.error is not None:
+                    raise follower.error
+                if follower.finished:
+                    return
+                try:
+                    await asyncio.wait_for(woken.wait(), timeout_s)
+                except TimeoutError:
+                    raise still_open([request_id], timeout_s) from None
+        finally:
+            follower.close()
 
     def _finished(
         self, ids: list[str], remaining: dict[str, None]

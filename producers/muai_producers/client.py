@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ from muai_producers.store import (
     failure_answer,
     outcome_of,
 )
+from muai_producers.streams.following import Follower
+from muai_producers.streams.listening import StreamListener, Wake
+from muai_producers.streams.text import StreamEvent
 from muai_producers.submit import KombuSubmitter, RedisSubmitter, Submitter
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
@@ -87,6 +91,7 @@ class InferenceClient:
         self._client_id = uuid.uuid4().hex[:12]
         self._reply_channel = self.store.keys.reply_channel(self._client_id)
         self._listener = ResultListener(self._redis, self.store, self._reply_channel)
+        self._streams = StreamListener(self._redis, self.store)
 
     def __enter__(self) -> InferenceClient:
         return self
@@ -97,6 +102,7 @@ class InferenceClient:
     def close(self) -> None:
         """Close connections and end the listening thread. What was submitted goes on."""
         self._listener.close()
+        self._streams.close()
         if self._submitter is not None:
             self._submitter.close()
         self._redis.close()
@@ -107,7 +113,8 @@ class InferenceClient:
         Args:
             inputs: a text, a list of chat messages (`role`, `content`), or a mapping with the task's own key.
             options: `task`, `parameters` (mapping or `Parameters`), `priority`, `deadline_s` (seconds from now),
-                `conversation_id`, `tenant`, `idempotency_key`, `engine_preference`, `stream`.
+                `conversation_id`, `tenant`, `idempotency_key`, `engine_preference`, `stream` (tell the text as it is
+                generated; see the method `stream`).
         Returns:
             the request's id, which is its Celery task id.
         Raises:
@@ -241,6 +248,42 @@ class InferenceClient:
                 if state is not None and state.status in TERMINAL and request_id in remaining:
                     del remaining[request_id]
                     yield request_id, outcome_of(state)
+
+    def stream(
+        self, request_id: str, after: str | None = None, timeout_s: float | None = None
+    ) -> Iterator[StreamEvent]:
+        """Yield a request's text as it is generated, then its result.
+
+        Joined, the texts since the last `restart` are the text of the result, whatever happened to the workers. A
+        request that was not submitted with `stream`, or is finished, gives its whole text at once, and one whose task
+        gives no text gives its result alone.
+
+        Args:
+            after: the `offset` of an event: read on after it, in this process or another, as if nothing had happened.
+            timeout_s: longest wait for the next event; None waits for ever.
+        Raises:
+            InvalidRequestError: `after` is no offset.
+            ResultTimeoutError: nothing came for `timeout_s`; the request goes on.
+            MuaiError: what the request ended with.
+        """
+        woken = threading.Event()
+        follower = self.follow(request_id, after, woken.set)
+        try:
+            while True:
+                woken.clear()
+                yield from follower.take()
+                if follower.error is not None:
+                    raise follower.error
+                if follower.finished:
+                    return
+                if not woken.wait(timeout_s):
+                    raise still_open([request_id], timeout_s)
+        finally:
+            follower.close()
+
+    def follow(self, request_id: str, after: str | None, wake: Wake) -> Follower:
+        """What `stream` reads from; `wake` is called from the listening thread when there may be more."""
+        return Follower(self._streams, request_id, after, wake)
 
     def _states(self, ids: Sequence[str]) -> list[StoredState | None]:
         try:

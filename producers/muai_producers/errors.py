@@ -155,6 +155,13 @@ class InferenceFailedError(EngineError):
     code = "inference_failed"
 
 
+class UnsupportedParameterError(EngineError):
+    """The engine cannot do what one of the request's parameters asks for; another engine may."""
+
+    code = "unsupported_parameter"
+    http_status = 400
+
+
 class BrokerError(MuaiError):
     """The broker or the state store did not answer; retried in place."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from muai_producers.chat import Message, ResponseFormat, Tool, ToolChoice, forced_tools
 from muai_producers.errors import InvalidRequestError
 
 TaskName = Literal["text-generation", "chat", "embedding", "text-classification", "summarization"]
@@ -47,19 +48,26 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """0 switches it off."""
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """Least probability of a token, as a share of the likeliest one's; 0 switches it off."""
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """Taken from the logit of each token that the answer holds already."""
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    """The same, for each time that the answer holds it."""
     stop: Annotated[tuple[StopString, ...], Meta(max_length=16)] = ()
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     truncate: bool = False
     """Cut an over-long input to the model's limit, rather than refuse it."""
+    response_format: ResponseFormat | None = None
+    """What the text of the answer must be; None: anything."""
+    tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()
+    """What the model may ask to be called; written into the prompt by the model's chat template."""
+    tool_choice: ToolChoice | None = None
+    """None: `auto` where there are tools."""
 
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One turn of a chat."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    name: str | None = None
+    def __post_init__(self) -> None:
+        forced_tools(self.tools, self.tool_choice)
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -197,7 +205,7 @@ def _checked_messages(turns: Any) -> list[Any]:
         messages = msgspec.convert(turns, list[Message])
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"inputs.messages: {error}", {"field": "inputs.messages"}) from error
-    if not any(message.content.strip() for message in messages):
+    if not any((message.content or "").strip() or message.tool_calls for message in messages):
         raise InvalidRequestError("inputs.messages is empty", {"field": "inputs.messages"})
     plain: list[Any] = msgspec.to_builtins(messages)
     return plain
@@ -210,8 +218,18 @@ def input_chars(inputs: Mapping[str, Any]) -> int:
         if isinstance(value, str):
             total += len(value)
         elif isinstance(value, list):
-            total += sum(len(str(turn.get("content", ""))) for turn in value if isinstance(turn, dict))
+            total += sum(_turn_chars(turn) for turn in value if isinstance(turn, dict))
     return total
+
+
+def _turn_chars(turn: Mapping[str, Any]) -> int:
+    calls = turn.get("tool_calls")
+    return len(str(turn.get("content") or "")) + (len(str(calls)) if calls else 0)
+
+
+def tool_chars(parameters: Parameters) -> int:
+    """Characters by which the tools lengthen the prompt, about."""
+    return len(msgspec.json.encode(parameters.tools)) if parameters.tools else 0
 
 
 def request_from_fields(fields: Mapping[str, Any], *, request_id: str, now_s: float | None = None) -> InferenceRequest:

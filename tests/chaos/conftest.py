@@ -8,22 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.chaos.brokers import RabbitNode, RedisServer
-from tests.chaos.stack import Stack, is_full_form, lease_ttl_s
+from tests.chaos.stack import Stack, lease_ttl_s
 
 MODELS = {"noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]}}
 WORKERS = {"worker-1": "engine", "worker-2": "engine"}
-
-
-# Scenario and broker of what has failed once or more in some ten whole runs, for causes not found yet: the witness saw
-# second writes after a restart of Redis, and a worker on RabbitMQ that was told to end did not end in time. They run in
-# the full form, where a person reads what came of them; docs/guarantees.md says so.
-UNSTEADY = {
-    ("the_broker_is_killed_and_starts_again", "redis"),
-    ("asked_to_end_at_any_moment", "rabbitmq"),
-    ("the_state_store_is_killed_and_starts_again", "rabbitmq"),
-    ("replies_of_the_broker_vanish", "rabbitmq"),
-    ("clock_jumps", "rabbitmq"),
-}
 
 
 class Installation:
@@ -76,10 +64,7 @@ def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def stack(installation: Installation, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    name = request.function.__name__
-    if not is_full_form() and any(part in name and kind == installation.kind for part, kind in UNSTEADY):
-        pytest.skip("not steady yet: only in `make chaos`")
+def stack(installation: Installation) -> Iterator[Stack]:
     try:
         stack = installation.stack()
         yield stack

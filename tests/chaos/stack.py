@@ -224,6 +224,11 @@ class Stack:
             left |= {key.decode(): redis.hlen(key) for key in redis.scan_iter("muai*:claims:*")}
         return {name: count for name, count in left.items() if count}
 
+    def num_said(self, sentences: Sequence[str], names: Sequence[str]) -> int:
+        """How often any of the sentences is in the logs of those processes."""
+        texts = [self.processes[name].log_file.read_text(errors="replace") for name in names]
+        return sum(text.count(sentence) for text in texts for sentence in sentences)
+
     def logs(self) -> str:
         """The ends of all processes' logs, to be read where a test fails."""
         return "\n".join(f"--- {process.name}\n{process.log_tail()}" for process in self.processes.values())

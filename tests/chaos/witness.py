@@ -54,6 +54,7 @@ class Witness:
 
     def _listen(self) -> None:
         with contextlib.closing(self._client.pubsub(ignore_subscribe_messages=True)) as channel:
+            self._await_whole(channel)
             channel.psubscribe(_KEYSPACE + "*", "muai:reply:*")
             channel.get_message(timeout=LISTEN_S)
             self._look()
@@ -62,6 +63,17 @@ class Witness:
                 message = channel.get_message(timeout=LISTEN_S)
                 if message is not None:
                     self._heard(message["channel"].decode(), message["data"].decode())
+
+    @staticmethod
+    def _await_whole(channel: Any) -> None:
+        """Raise while the server still reads its log.
+
+        It lets subscribers in meanwhile, and tells them of every key that the log sets: of what was written before.
+        It answers no PING until it is done; on the subscriber's own connection, for another may be to a server
+        that was killed since.
+        """
+        channel.ping()
+        channel.parse_response()
 
     def _look(self) -> None:
         """Catch up with what was finished while nobody listened."""

@@ -15,8 +15,9 @@ from tests.transport_support import OwnRedis, wait_until
 from muai_producers.cli.main import run
 from muai_producers.cli.running import RunningStack, note_running
 from muai_producers.dead_letters import DeadLetters
-from muai_producers.errors import EnginesExhaustedError, MalformedMessageError
+from muai_producers.errors import DeadlineExceededError, EnginesExhaustedError, MalformedMessageError, MuaiError
 from muai_producers.store import Store, failure_answer, success_answer
+from muai_producers.streams.store import MORE, StreamStore, Write
 from muai_producers.wire import InferenceRequest, InferenceResult
 
 pytestmark = pytest.mark.redis
@@ -239,3 +240,68 @@ def test_Given_purge_Then_it_asks_unless_told_not_to(
 def test_Given_no_entries_Then_replay_and_purge_want_to_know(muai: Muai) -> None:
     assert muai("dead", "replay")[0] == 2
     assert muai("dead", "purge", "x", "--all")[0] == 2
+
+
+def tell(
+    redis: OwnRedis, store: Store, pieces: Sequence[str], outcome: InferenceResult | MuaiError
+) -> threading.Thread:
+    """Tell the next request's text in pieces, then answer it, as a worker would."""
+
+    def work() -> None:
+        wait_until(lambda: redis.client.llen("inference") >= 1)
+        (request,) = queued(redis)
+        assert request.stream
+        streams, told = StreamStore(store, ttl_s=60), 0
+        streams.claim("w", [request.id])
+        for number, piece in enumerate(pieces):
+            streams.append([Write(request.id, "w", number, MORE, told, piece)])
+            told += len(piece)
+        if isinstance(outcome, MuaiError):
+            store.answer([failure_answer(request.id, outcome, request.reply_to)])
+        else:
+            store.answer([success_answer(request, outcome)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_Given_a_stream_When_submitted_Then_the_text_is_printed_whole_and_once(
+    muai: Muai, clean_redis: OwnRedis, store: Store
+) -> None:
+    thread = tell(clean_redis, store, ["forty", "-two"], answer("forty-two"))
+    status, out, err = muai("submit", "m", "hi", "--stream")
+    thread.join()
+    assert (status, out) == (0, "forty-two\n")
+    assert "(fake; 5 ms" in err
+
+
+def test_Given_a_stream_as_json_When_submitted_Then_each_event_is_a_line(
+    muai: Muai, clean_redis: OwnRedis, store: Store
+) -> None:
+    thread = tell(clean_redis, store, ["seven"], answer("forty-two"))
+    status, out, _ = muai("submit", "m", "hi", "--stream", "--json")
+    thread.join()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    text = ""
+    for event in events:
+        text = "" if event["event"] == "restart" else text + event["text"]
+    assert text == events[-1]["result"]["outputs"]["text"] == "forty-two"
+
+
+def test_Given_a_stream_that_fails_When_submitted_Then_the_error_has_a_line_of_its_own(
+    muai: Muai, clean_redis: OwnRedis, store: Store
+) -> None:
+    thread = tell(clean_redis, store, ["forty"], DeadlineExceededError("too late"))
+    status, out, err = muai("submit", "m", "hi", "--stream")
+    thread.join()
+    assert (status, out) in [(1, "forty\n"), (1, "")]
+    assert err == "deadline_exceeded: too late\n"
+
+
+def test_Given_a_file_and_stream_When_submitted_Then_the_usage_is_explained(muai: Muai, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n")
+    status, _, err = muai("submit", "m", "--file", "lines.txt", "--stream")
+    assert status == 2
+    assert "--stream" in err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -197,3 +199,59 @@ def test_given_a_batch_that_cannot_be_read_then_it_is_kept_as_a_dead_letter(make
     bench.runner.refuse("b", '{"not": "a batch"}', ValueError("no id"))
     (letter,) = DeadLetters(bench.store).newest()
     assert (letter.request_id, letter.raw) == ("b", b'{"not": "a batch"}')
+
+
+def test_given_one_slot_when_answers_are_being_written_then_the_next_batch_is_in_the_engine_already(make: Any) -> None:
+    bench = make()
+    second_ran = threading.Event()
+    flush, run = bench.runner.writer.flush, bench.engine.run
+
+    def flush_once_the_second_ran() -> None:
+        assert second_ran.wait(30.0)
+        flush()
+
+    def watched(spec: Any, task: str, requests: Any) -> Any:
+        if requests[0].id == "r1":
+            second_ran.set()
+        return run(spec, task, requests)
+
+    bench.runner.writer.flush, bench.engine.run = flush_once_the_second_ran, watched
+    with ThreadPoolExecutor(2) as pool:
+        batches = [a_batch([a_request(f"r{n}", model="two")], id=f"b{n}") for n in range(2)]
+        assert [again for again in pool.map(bench.runner.run, batches) if again] == []
+    assert bench.states(2) == ["SUCCESS"] * 2
+
+
+def test_given_one_slot_then_never_two_batches_are_in_the_engine(make: Any) -> None:
+    bench = make(latency_per_batch_ms=20.0)
+    inside, most = [0], [0]
+    lock, run = threading.Lock(), bench.engine.run
+
+    def counted(*arguments: Any) -> Any:
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        try:
+            yield from run(*arguments)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    bench.engine.run = counted
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(bench.runner.run, [a_batch([a_request(f"r{n}", model="two")], id=f"b{n}") for n in range(6)]))
+    assert most == [1]
+    assert bench.states(6) == ["SUCCESS"] * 6
+
+
+def test_given_a_claim_that_is_refused_then_nothing_is_begun_and_the_turn_is_free(make: Any) -> None:
+    bench = make()
+
+    def gone() -> None:
+        raise LookupError("it has gone to another")
+
+    with pytest.raises(LookupError):
+        bench.runner.run(a_batch([a_request("r0", model="two")]), gone)
+    assert bench.states(1) == ["?"]
+    assert bench.run("a") == []
+    assert bench.states(1) == ["SUCCESS"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.requests import waiting
 
-from muai_batching.assembler import Assembler, BatchKey, BatchPolicy, Formed, Room, should_send
+from muai_batching.assembler import Assembler, BatchKey, BatchPolicy, Formed, Room, should_send, worthwhile_lookahead
 
 KEY = BatchKey("m", "embedding", ("onnx", "pytorch"))
 OTHER = BatchKey("other", "embedding", ("onnx", "pytorch"))
@@ -167,3 +168,24 @@ def test_given_a_backlog_then_the_request_next_in_order_is_in_every_batch(
         formed = assembler.form(2.0, lambda _: NO_LIMIT)
         assert formed is not None
         assert first in formed.items
+
+
+@pytest.mark.parametrize(("count", "limit"), [(1000, 16), (4000, 16), (4000, 32)])
+def test_given_a_backlog_that_takes_longer_than_max_wait_then_batches_stay_alike_and_nobody_is_passed_over_for_long(
+    count: int, limit: int
+) -> None:
+    second_per_token, rng = 1 / 9000, random.Random(count)
+    policy = BatchPolicy(max_batch_size=limit, max_wait_s=5.0)
+    assembler = Assembler(policy)
+    for number in range(count):
+        assembler.add(KEY, waiting(str(number), tokens=rng.randint(7, 75)))
+    lookahead = worthwhile_lookahead(limit * 41 * second_per_token, policy)
+    now_s, padded, real, longest_s = 0.0, 0, 0, 0.0
+    while (formed := assembler.form(now_s, lambda _: Room(1, 2, lookahead=lookahead))) is not None:
+        passed_over = [now_s - item.passed_over_s for item in formed.items if item.passed_over_s is not None]
+        longest_s = max([longest_s, *passed_over])
+        padded, real = padded + formed.padded_tokens, real + sum(item.tokens for item in formed.items)
+        now_s += formed.padded_tokens * second_per_token
+    assert padded / real < 1.06
+    assert longest_s < policy.max_wait_s * 1.2
+    assert count < 4000 or now_s > 3 * policy.max_wait_s

@@ -73,3 +73,27 @@ def test_rows_with_and_without_sampling_share_a_batch() -> None:
 def test_a_row_of_nan_is_told_apart_from_its_neighbours() -> None:
     logits = torch.tensor([[0.0, float("nan")], [0.0, 1.0]])
     assert choose_tokens(logits, [Sampler(Parameters(), []), Sampler(Parameters(), [])]) == [None, 1]
+
+
+def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
+    # Probabilities of about 0.64, 0.24, 0.09 and 0.03.
+    assert set(drawn([3.0, 2.0, 1.0, 0.0], temperature=1.0, min_p=0.3)) == {0, 1}
+
+
+def test_a_presence_penalty_is_taken_once_from_each_token_of_the_answer() -> None:
+    sampler = Sampler(Parameters(presence_penalty=0.5), [0, 0, 0])
+    row = torch.tensor([1.0, 0.9, 0.2])
+    # The prompt does not count; penalties do not add up, so the first two take turns by their own logits.
+    assert [sampler.choose(row) for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_a_frequency_penalty_is_taken_for_each_time_a_token_was_used() -> None:
+    sampler = Sampler(Parameters(frequency_penalty=0.5), [])
+    row = torch.tensor([1.0, 0.9, 0.2])
+    assert [sampler.choose(row) for _ in range(5)] == [0, 1, 0, 1, 2]
+
+
+def test_penalties_are_not_passed_over_when_the_rest_of_a_batch_is_plain() -> None:
+    samplers = [Sampler(Parameters(frequency_penalty=2.0), []), Sampler(Parameters(), [])]
+    logits = torch.tensor([[1.0, 0.5], [1.0, 0.5]])
+    assert [choose_tokens(logits, samplers) for _ in range(2)] == [[0, 0], [1, 0]]

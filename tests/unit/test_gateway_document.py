@@ -18,12 +18,16 @@ from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody, ManyBody
+from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
-TYPES = {
-    kind.__name__: kind
-    for kind in (Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody, *openapi_files.TYPES, *openapi_batches.TYPES)
-}
+KINDS = (
+    *(Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody),
+    *(WorkflowBody, WorkflowList, WorkflowReceipt),
+    *openapi_files.TYPES,
+    *openapi_batches.TYPES,
+)
+TYPES = {kind.__name__: kind for kind in KINDS}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import redis
 from muai_producers.fleet import ANNOUNCE_EVERY_S, Fleet, WorkerRecord
 
 log = logging.getLogger(__name__)
+WITHDRAW_LIMIT_S = 5.0
 
 
 class Announcer:
@@ -23,31 +25,45 @@ class Announcer:
     def __init__(self, fleet: Fleet, record: Callable[[], WorkerRecord]) -> None:
         self._fleet = fleet
         self._record = record
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._announce, name="muai-announce", daemon=True)
+        # Not an Event, whose lock the very code may hold that a signal interrupts: this queue's put is re-entrant.
+        self._told_to_end: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="muai-announce", daemon=True)
 
     def start(self) -> None:
         """Announce now and from now on."""
         self._thread.start()
 
+    def withdraw(self) -> None:
+        """Have the fleet told that this worker is going, soon. Waits for nothing: a signal handler may call it."""
+        self._told_to_end.put(None)
+
     def stop(self) -> None:
-        """Withdraw: the collectors send this worker nothing more."""
-        if self._stopped.is_set():
-            return
-        self._stopped.set()
-        self._thread.join(timeout=5.0)
+        """Withdraw, and wait until the fleet knows: the collectors send this worker nothing more."""
+        self.withdraw()
+        if self._thread.is_alive():
+            self._thread.join(WITHDRAW_LIMIT_S)
+
+    def _run(self) -> None:
+        is_news, wait_s = True, 0.0
+        while not self._is_told_to_end(wait_s):
+            is_news = not self._announce(is_news)
+            wait_s = ANNOUNCE_EVERY_S
         try:
             self._fleet.withdraw(self._record().name)
         except redis.RedisError as error:
             log.warning("could not withdraw from the fleet (%s); the announcement runs out by itself", error)
 
-    def _announce(self) -> None:
-        is_news = True
-        while not self._stopped.is_set():
-            try:
-                self._fleet.announce(self._record(), is_news=is_news)
-                is_news = False
-            except redis.RedisError as error:
-                log.warning("could not announce this worker: %s; trying again", error)
-                is_news = True
-            self._stopped.wait(ANNOUNCE_EVERY_S)
+    def _is_told_to_end(self, wait_s: float) -> bool:
+        try:
+            self._told_to_end.get(timeout=wait_s)
+        except queue.Empty:
+            return False
+        return True
+
+    def _announce(self, is_news: bool) -> bool:
+        try:
+            self._fleet.announce(self._record(), is_news=is_news)
+        except redis.RedisError as error:
+            log.warning("could not announce this worker: %s; trying again", error)
+            return False
+        return True

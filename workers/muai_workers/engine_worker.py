@@ -41,6 +41,10 @@ FAKE_OPTIONS_VARIABLE = "MUAI_TEST_FAKE_ENGINE"
 """How a fake engine behaves: a `FakeOptions` as JSON."""
 
 
+class NotBegunError(Reject):
+    """The batch goes back to the broker as it came."""
+
+
 class EngineConsumer(QuietConsumer):
     """A Celery consumer that sends its task events together, ten times a second and from its loop alone: at hundreds
     of small batches a second they would cost more than the batches.
@@ -83,6 +87,8 @@ class EngineWorker:
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
         self._announcer = Announcer(Fleet(store), self._record)
+        self.is_leaving = False
+        """Whether batches that have not begun are to go to other workers."""
 
     def _record(self) -> WorkerRecord:
         queue = self._settings.queue
@@ -116,8 +122,9 @@ class EngineWorker:
         self._announcer.start()
 
     def withdraw(self) -> None:
-        """Say that no more work should come."""
-        self._announcer.stop()
+        """Say that no more work should come. Waits for nothing and takes no lock, as a signal handler must."""
+        self.is_leaving = True
+        self._announcer.withdraw()
 
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
@@ -141,23 +148,32 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
-        # The work begins: should the connection break from now on, the message is not to go to another worker.
-        if settings.queue.broker_is_redis and not pin(task.request.properties["delivery_tag"]):
-            raise Ignore  # it has gone to another already, while this worker was silent
-        runner = held[0].runner
+        worker = held[0]
+        runner = worker.runner
+        tag = task.request.properties["delivery_tag"]  # known to this thread alone
+
+        def claim() -> None:
+            if worker.is_leaving:
+                raise NotBegunError("this worker is ending", requeue=True)
+            # The work begins: should the connection break from now on, the message is not to go to another worker.
+            if settings.queue.broker_is_redis and not pin(tag):
+                raise Ignore  # it has gone to another already, while this worker was silent
+
         try:
             decoded = msgspec.json.decode(batch, type=Batch)
         except msgspec.MsgspecError as error:
             runner.refuse(task.request.id, batch, error)
             return
         try:
-            again = runner.run(decoded)
+            again = runner.run(decoded, claim)
             for part in again[1:]:
                 task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
             if again:
                 moved = again[0]
                 cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
                 raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+        except NotBegunError:
+            raise
         except (redis.RedisError, OperationalError, Reject) as error:
             # Celery acknowledges what fails, and drops what it cannot retry: here that would lose the requests. What
             # of them is done already, or goes on elsewhere, has its second result refused.
@@ -173,6 +189,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         held[0].open()
 
     def stopping(**_: Any) -> None:
+        # Celery calls this from its signal handler, which may have interrupted any of the main thread's code.
         for worker in held:
             worker.withdraw()
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import redis
@@ -24,19 +25,24 @@ from muai_producers.errors import (
     ModelLoadError,
     MuaiError,
     PoisonedRequestError,
+    RequestCancelledError,
     RequestError,
 )
 from muai_producers.fleet import Fleet
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
+from muai_producers.streams.store import StreamStore
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
-from muai_workers.engines.base import Completion, Engine, EngineOutput
+from muai_workers.aborting import AbortWatch, Watched
+from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.results import ResultWriter
+from muai_workers.streaming import RunStreams, StreamWriter, steady
 
 if TYPE_CHECKING:
     from muai_config import ModelSpec, Settings
 
 log = logging.getLogger(__name__)
+Stage = TypeVar("Stage")
 SHOWN_FROM_S = 0.1
 """STARTED is not written for a model whose batches take less: nobody would see it, and it costs as much as a result."""
 
@@ -65,6 +71,10 @@ class _Run:
     """Where each request stands in the batch."""
     told_of_all: dict[str, Any] = field(default_factory=dict)
     """What the metadata of each of its results says alike."""
+    again: list[Batch] = field(default_factory=list)
+    """What goes on elsewhere."""
+    took_s: float = 0.0
+    """In the engine."""
 
     def received_s(self, request: InferenceRequest) -> float:
         """When the collector got the request, in wall-clock seconds."""
@@ -73,7 +83,10 @@ class _Run:
 
 
 class BatchRunner:
-    """Runs batches on one engine.
+    """Runs batches on one engine, as many at a time as the worker has slots.
+
+    A batch that is there early waits for its turn inside `run`; while one batch's answers are still being written, the
+    next is in the engine already. Thread-safe.
 
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
@@ -94,6 +107,8 @@ class BatchRunner:
         self.engine = engine
         self.identity = identity
         self.writer = ResultWriter(store)
+        self._streams = StreamWriter(StreamStore.under(settings, store))
+        self._aborts = AbortWatch(store, engine.abort, lambda request: self._fail(request, _too_late(request)), wall_s)
         self._store = store
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
@@ -101,28 +116,26 @@ class BatchRunner:
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
         """Of each model's last batch."""
+        # Threads of its own for the engine: libraries keep a pool of helpers for each thread that calls them, and
+        # those of a thread that stands by would take the cores of the one at work.
+        self._engine_threads = ThreadPoolExecutor(settings.queue.worker_concurrency, thread_name_prefix="muai-engine")
 
-    def run(self, batch: Batch) -> list[Batch]:
+    def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
 
         Every request of it is answered before this returns, but for those in the returned batches, which are to be
         published to their own engine's queue.
 
+        Args:
+            claim: called when the batch's turn has come; what it raises passes through, and nothing was begun.
         Raises:
             redis.exceptions.RedisError: the state store does not answer; the batch must be delivered again.
         """
-        try:
-            return self._run(batch)
-        except redis.RedisError:
-            raise
-        except Exception as error:
-            # Whatever else goes wrong here is a fault of ours; nobody's requests may wait for ever for it.
-            log.exception("batch %s could not be run", batch.id)
-            failure = MuaiError(f"a fault in the worker: {type(error).__name__}: {error}", {"batch_id": batch.id})
-            self._end(batch.requests, failure, batch.attempts)
-            self.writer.flush()
-            self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0)
+        run = self._engine_threads.submit(self._take_turn, batch, claim).result()
+        if run is None:
             return []
+        self._guarded(batch, lambda: self._finish(run))
+        return run.again
 
     def refuse(self, batch_id: str, content: str, error: Exception) -> None:
         """Keep what claims to be a batch and cannot be read, as a dead letter."""
@@ -130,28 +143,53 @@ class BatchRunner:
         self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Write what is left to write, once nothing runs any more."""
+        self._engine_threads.shutdown()
+        self._aborts.close()
+        self._streams.close()
         self.writer.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
-    def _run(self, batch: Batch) -> list[Batch]:
+    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> _Run | None:
+        if claim is not None:
+            claim()
+        return self._guarded(batch, lambda: self._serve(batch))
+
+    def _guarded(self, batch: Batch, stage: Callable[[], Stage]) -> Stage | None:
+        """What a stage returns; None when it failed by a fault of ours, and every request was answered with that."""
+        try:
+            return stage()
+        except redis.RedisError:
+            raise
+        except Exception as error:
+            # Nobody's requests may wait for ever for a fault of ours, whatever it is.
+            log.exception("batch %s could not be run", batch.id)
+            failure = MuaiError(f"a fault in the worker: {type(error).__name__}: {error}", {"batch_id": batch.id})
+            self._end(batch.requests, failure, batch.attempts)
+            self.writer.flush()
+            self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0)
+            return None
+
+    def _serve(self, batch: Batch) -> _Run:
         run = self._start(batch)
         if run.deaths and len(run.requests) > 1:
             log.warning("batch %s was running when its worker died; its requests are run alone", batch.id)
-            again = [self._alone(run, request) for request in run.requests]
-        else:
-            again = self._execute(run) if run.requests else []
+            run.again = [self._alone(run, request) for request in run.requests]
+        elif run.requests:
+            run.again = self._execute(run)
+        self._took_s[batch.model] = run.took_s = time.monotonic() - run.run_started_s
+        return run
+
+    def _finish(self, run: _Run) -> None:
         self.writer.flush()
-        self._took_s[batch.model] = took_s = time.monotonic() - run.run_started_s
         self._store.finish_batch(
-            batch,
+            run.batch,
             now_s=self._wall_s(),
-            took_s=took_s,
-            size=0 if again else len(run.requests),
-            moved=[(part.engine, part.id) for part in again],
+            took_s=run.took_s,
+            size=0 if run.again else len(run.requests),
+            moved=[(part.engine, part.id) for part in run.again],
         )
-        return again
 
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
@@ -192,13 +230,16 @@ class BatchRunner:
         if spec is None:
             missing = ModelLoadError(f"the catalog of worker {self.identity.name} has no model {batch.model!r}")
             return self._elsewhere(run, dict.fromkeys((request.id for request in run.requests), missing))
-        report = run_isolated(
-            lambda requests: self.engine.run(spec, batch.task, requests),
-            run.requests,
-            lambda completion: self._complete(run, completion),
-            prepare=lambda: self._prepare(spec),
-            relieve=self._relieve,
-        )
+        streams = self._streams.open(run.requests)
+        with self._aborts.watching(run.requests) as watched:
+            report = run_isolated(
+                lambda requests: self._run_engine(spec, batch, requests, streams, watched),
+                run.requests,
+                lambda completion: self._complete(run, completion, streams, watched),
+                on_piece=streams.tell,
+                prepare=lambda: self._prepare(spec),
+                relieve=self._relieve,
+            )
         if report.engine_failure is not None and cools_engine(report.engine_failure):
             reason = report.engine_failure.message
             log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
@@ -211,8 +252,32 @@ class BatchRunner:
             raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
         self.engine.load(spec)
 
-    def _complete(self, run: _Run, completion: Completion) -> None:
+    def _run_engine(
+        self,
+        spec: ModelSpec,
+        batch: Batch,
+        requests: Sequence[InferenceRequest],
+        streams: RunStreams,
+        watched: Watched,
+    ) -> Iterator[Completion | Piece]:
+        """One forward pass of those that have not had their end meanwhile."""
+        wanted = []
+        for request in requests:
+            if watched.is_gone(request.id):
+                yield Completion(request.id, error=RequestCancelledError(f"request {request.id} has ended"))
+            else:
+                wanted.append(steady(request))
+        if wanted:
+            streams.begin([request.id for request in wanted])
+            yield from self.engine.run(spec, batch.task, wanted)
+
+    def _complete(self, run: _Run, completion: Completion, streams: RunStreams, watched: Watched) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]
+        if watched.is_gone(request.id):
+            streams.finish(request.id)  # its end is told already: cancelled, or past its deadline
+            return
+        if not isinstance(completion.error, EngineError):
+            streams.finish(request.id)
         if completion.output is not None:
             self.writer.write(success_answer(request, self._result(run, request, completion.output)))
         elif isinstance(completion.error, EngineError):

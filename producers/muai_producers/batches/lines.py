@@ -12,7 +12,8 @@ from msgspec import Meta
 from muai_producers.batches.records import BatchProblem, BatchRecord, OpenLine
 from muai_producers.batches.translation import openai_answer, requests_from_openai
 from muai_producers.errors import InvalidRequestError, MuaiError
-from muai_producers.wire import InferenceRequest, InferenceResult, request_from_fields
+from muai_producers.gateway.submission import RequestBuilder
+from muai_producers.wire import InferenceRequest, InferenceResult
 
 LINES = uuid.UUID("1c9d35c6-2a68-5c0c-93f4-0d3a6c5a1f00")
 LOWEST_PRIORITY = 0
@@ -95,25 +96,30 @@ class InputCheck:
 
 
 def line_requests(
-    batch: BatchRecord, line: InputLine, number: int, num_tries: int, now_s: float
+    builder: RequestBuilder, batch: BatchRecord, line: InputLine, number: int, num_tries: int
 ) -> list[InferenceRequest]:
     """The requests of a line. Their ids follow from the batch, the line and the try alone, and so do their idempotency
     keys: submitted twice, by whoever, they are the same requests.
 
     Raises:
-        InvalidRequestError: the body is none that can be served.
+        RequestError: the body is none that can be served.
     """
     requests = []
-    for place, fields in enumerate(requests_from_openai(batch.body.endpoint, line.body)):
+    for place, body in enumerate(requests_from_openai(batch.body.endpoint, line.body)):
         name = f"{batch.id}/{number}/{place}/{num_tries}"
-        more = {
-            "tenant": batch.tenant,
-            "priority": LOWEST_PRIORITY,
-            "deadline": float(batch.expires_at),
-            "idempotency_key": f"batch {name}",
-        }
         request_id = str(uuid.uuid5(LINES, name))
-        requests.append(request_from_fields({**fields, **more}, request_id=request_id, now_s=now_s))
+        built = builder.build(body, {}, request_id, tenant=batch.tenant, trace={})
+        own_deadline = built.deadline if body.deadline_s is not None else None  # not the one of the configuration
+        requests.append(
+            msgspec.structs.replace(
+                built,
+                priority=LOWEST_PRIORITY,
+                deadline=deadline
+                if body.deadline_s is None or built.deadline is None
+                else min(deadline, built.deadline),
+                idempotency_key=f"batch {name}",
+            )
+        )
     return requests
 
 
@@ -132,7 +138,7 @@ def answered_line(
             return failed_line(batch, open_line.number, open_line.custom_id, outcome, open_line.request_ids[0]), False
     results = [outcome for outcome in outcomes if isinstance(outcome, InferenceResult)]
     first_id = open_line.request_ids[0]
-    answer = openai_answer(batch.body.endpoint, body, results, first_id, int(now_s))
+    answer = openai_answer(batch.body.endpoint, body, results, first_id)
     response = {"status_code": 200, "request_id": first_id, "body": answer}
     return _line(batch, open_line.number, open_line.custom_id, response, None), True
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from muai_producers.errors import MuaiError
 from muai_producers.wire import InferenceResult
+
+if TYPE_CHECKING:
+    from muai_producers.streams.text import StreamEvent
 
 SHOWN_NUMBERS = 6
 
@@ -32,6 +36,33 @@ def echo_outcome(request_id: str, outcome: InferenceResult | MuaiError, *, as_js
         click.echo(lead + readable_outputs(outcome.outputs))
         if not with_id:
             click.echo(footnote(outcome), err=True)
+
+
+def echo_stream(events: Iterable[StreamEvent], *, as_json: bool) -> None:
+    """Print a text as it comes; what an error interrupts ends in a line of its own."""
+    at_line_start, any_text = True, False
+    try:
+        for event in events:
+            if as_json:
+                result = {} if event.result is None else {"result": event.result.to_dict()}
+                echo_json({"event": event.kind, "offset": event.offset, "text": event.text, **result})
+            elif event.kind == "text":
+                click.echo(event.text, nl=False)
+                at_line_start, any_text = event.text.endswith("\n"), True
+            elif event.kind == "restart":
+                click.echo("" if at_line_start else "\n", nl=False)
+                click.echo("(begun anew: another engine or worker answers otherwise)", err=True)
+                at_line_start = True
+            elif event.result is not None:
+                if not any_text:
+                    click.echo(readable_outputs(event.result.outputs), nl=False)
+                    at_line_start = False
+                click.echo("" if at_line_start else "\n", nl=False)
+                at_line_start = True
+                click.echo(footnote(event.result), err=True)
+    finally:
+        if not at_line_start:
+            click.echo()
 
 
 def readable_outputs(outputs: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ EXTRA_BY_MODULE: Mapping[str, str] = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "faiss": "workflows",
     "flower": "monitoring",
     "tornado": "monitoring",
     "prometheus_client": "monitoring",

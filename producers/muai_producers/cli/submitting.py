@@ -37,6 +37,7 @@ TASKS = ("text-generation", "chat", "embedding", "text-classification", "summari
 @click.option("--engine", "engines", multiple=True, help="Engine to try first; may be repeated.")
 @click.option("--idempotency-key", help="The same key and content is the same request.")
 @click.option("--wait", is_flag=True, help="Wait for the results and print them.")
+@click.option("--stream", is_flag=True, help="Print the text as it is generated.")
 @click.option("--timeout-s", type=click.FloatRange(min=0), help="Longest wait; the requests go on after it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @pass_invocation
@@ -47,6 +48,7 @@ def submit(
     text: str | None,
     path: Path | None,
     wait: bool,
+    stream: bool,
     timeout_s: float | None,
     as_json: bool,
     **given: Any,
@@ -56,13 +58,20 @@ def submit(
         raise click.UsageError("give either a TEXT (- for standard input) or --file")
     if path is not None and given["idempotency_key"] is not None:
         raise click.UsageError("--idempotency-key names one request; in a .jsonl file each line can have its own")
+    if path is not None and stream:
+        raise click.UsageError("--stream prints one text; the lines of a file would run into each other")
     options = {"model": model, **request_options(given)}
     with invocation.client() as client:
         if path is not None:
             failed = _submit_file(client, path, options, wait=wait, timeout_s=timeout_s, as_json=as_json)
         else:
             content = sys.stdin.read() if text == "-" else text
-            ids = client.submit_many([{**options, "inputs": content}])
+            ids = client.submit_many([{**options, "inputs": content, "stream": stream}])
+            if stream:
+                from muai_producers.cli.present import echo_stream
+
+                echo_stream(client.stream(ids[0], timeout_s=timeout_s), as_json=as_json)
+                return
             failed = _report(client, ids, wait=wait, timeout_s=timeout_s, as_json=as_json, with_id=False)
     if failed:
         click.get_current_context().exit(1)

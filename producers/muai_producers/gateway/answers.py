@@ -62,6 +62,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     object: str = "model"
+    created: int = 0
+    """OpenAI's clients want a time; the catalog keeps none."""
+    owned_by: str = "muai"
     task: str
     engines: list[str]
     """Those that may serve it, preferred first."""

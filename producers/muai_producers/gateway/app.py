@@ -27,8 +27,13 @@ from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
 from muai_producers.gateway.file_routes import FileRoutes
 from muai_producers.gateway.health import Observer
+from muai_producers.gateway.openai_api.failures import OpenAIErrors
+from muai_producers.gateway.openai_api.routes import OpenAIRoutes
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.stream_routes import StreamRoutes
+from muai_producers.gateway.streams import StreamHub
+from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.rates import Rates
 from muai_producers.store import Limits
@@ -52,7 +57,9 @@ class Gateway:
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
-        self.drain = Drain(server.graceful_shutdown_timeout, self.hub.hurry)
+        self._stream_client = state_client(settings.queue.state_url)
+        self.streams = StreamHub(self._client.store, self._stream_client)
+        self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
         admission = Admission(self._submit, store, self.hub, self._client.limits)
@@ -71,23 +78,35 @@ class Gateway:
         batches = BatchStore(store, gateway.files.keep_s)
         self.file_routes = FileRoutes(shelf, batches, gateway.files.max_file_bytes, self._executor)
         self.batch_routes = BatchRoutes(shelf, batches, gateway.batches, self.routes.builder, self._executor)
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor)
+        self.stream_routes = StreamRoutes(self.hub, self.streams)
+        self.openai_routes = OpenAIRoutes(
+            settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
+        )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
         return self._client.submitter().submit(requests, limits)
 
+    def _hurry(self) -> None:
+        self.hub.hurry()
+        self.streams.hurry()
+
     def start(self) -> None:
         """Belong to the running event loop."""
         self.hub.start()
+        self.streams.start()
         self.drain.take_signals()
 
     def close(self) -> None:
         """Close connections and threads."""
         self.drain.close()
         self.hub.close()
+        self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._observer.close()
         self._listener_client.close()
+        self._stream_client.close()
         self._client.close()
 
 
@@ -113,12 +132,17 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
+    gateway.workflows.register(app, gateway.routes.builder.check_size)
+    gateway.stream_routes.register(app)
+    gateway.openai_routes.register(app)
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
     app.add_middleware(
         Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
     )
-    app.openapi = functools.partial(openapi.document, app, (*openapi_files.TYPES, *openapi_batches.TYPES))  # type: ignore[method-assign]
+    app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES)
+    app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 
 

@@ -12,8 +12,10 @@ from fastapi.routing import APIRoute
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
+from muai_producers.gateway.openai_api.document import schemas as openai_schemas
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody, ManyBody
+from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
 DESCRIPTION = """Inference as a queue. A request is accepted and kept (202); its result is fetched, or waited for, by
@@ -79,6 +81,8 @@ _MODELS = {
         {
             "id": "all-minilm-l6-v2",
             "object": "model",
+            "created": 0,
+            "owned_by": "muai",
             "task": "embedding",
             "engines": ["onnx", "pytorch"],
             "max_input_tokens": 256,
@@ -110,6 +114,7 @@ _BODIES = {
             "model": "qwen-chat",
             "inputs": [{"role": "user", "content": "How far is the moon?"}],
             "parameters": {"max_tokens": 64, "temperature": 0.7},
+            "stream": True,
             "priority": 8,
             "deadline_s": 30,
         },
@@ -224,6 +229,7 @@ def operation(
         "status_code": status,
         "response_description": responses[status]["description"],
         "responses": answers,
+        "response_model": None,
         "openapi_extra": {
             "parameters": [*parameters, _REQUEST_ID, *(() if is_open else (_TRACEPARENT,))],
             **({"security": []} if is_open else {}),
@@ -259,6 +265,29 @@ GET = operation(
     ID,
     _WAIT,
 )
+_EVENTS = (
+    'id: 3-2f1c9a0b7d44\nevent: text\ndata: {"text":"The"}\n\n'
+    ": still there\n\n"
+    f'id: 3-2f1c9a0b7d44.end\nevent: end\ndata: {{"id":"{EXAMPLE_ID}","state":"SUCCESS", …}}\n\n'
+)
+_AFTER = "The id of the last event that was read; what follows it is sent, by whichever gateway."
+STREAM = operation(
+    "streamInference",
+    "The text of a request as it is generated",
+    {
+        200: {
+            "description": "Server-sent events. `text`: some more text. `restart`: what was told is void, and the text "
+            "begins anew. `end`: the last, with what GET /v1/inference/{id} answers. Lines that begin with a colon "
+            "keep the connection. A request without `stream`, or a finished one, tells its text at once.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+        },
+        204: {"description": "The last event was read already."},
+    },
+    (400, 404, 503),
+    ID,
+    header("Last-Event-ID", _AFTER, type="string"),
+    {"name": "after", "in": "query", "description": _AFTER, "schema": {"type": "string"}},
+)
 CANCEL = operation(
     "cancelInference",
     "Cancel a request",
@@ -285,6 +314,33 @@ READY = operation(
     },
     (),
 )
+_WORKFLOW_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": "rag"}
+_WORKFLOW = {
+    "name": "rag",
+    "description": "Answers a question from the documents that were ingested, and cites them.",
+    "parameters": {"type": "object", "required": ["question"], "properties": {"question": {"type": "string"}}},
+}
+_RUN = {"summary": "Ask documents", "value": {"parameters": {"question": "When does the office open?"}}}
+WORKFLOWS = operation(
+    "listWorkflows",
+    "The workflows that there are, and what each takes",
+    {200: response("All.", WorkflowList, {"data": [_WORKFLOW]})},
+    (503,),
+)
+START_WORKFLOW = operation(
+    "startWorkflow",
+    "Start a run of a workflow; its result is fetched like that of a request",
+    {
+        202: response(
+            "Started.",
+            WorkflowReceipt,
+            {"id": EXAMPLE_ID, "status_url": f"/v1/inference/{EXAMPLE_ID}", "state": "RECEIVED"},
+        )
+    },
+    (400, 404, 408, 413, 415, 429, 503),
+    _WORKFLOW_NAME,
+    requestBody={"required": True, "content": content(WorkflowBody, examples={"rag": _RUN})},
+)
 _TYPES = (
     InferenceBody,
     ManyBody,
@@ -296,6 +352,9 @@ _TYPES = (
     Health,
     Readiness,
     ErrorBody,
+    WorkflowBody,
+    WorkflowList,
+    WorkflowReceipt,
 )
 
 
@@ -327,7 +386,7 @@ def document(app: FastAPI, more_types: tuple[type, ...] = ()) -> dict[str, Any]:
         # So do the requests of a POST of many: each is checked by itself.
         schemas["ManyBody"]["properties"]["requests"]["items"] = {"$ref": "#/components/schemas/InferenceBody"}
         components = made.setdefault("components", {})
-        components["schemas"] = schemas
+        components["schemas"] = {**schemas, **openai_schemas()}
         components["securitySchemes"] = SECURITY_SCHEMES
         made["security"] = [{name: []} for name in SECURITY_SCHEMES]
         app.openapi_schema = made

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_producers.errors import BrokerError, InvalidRequestError, MuaiError, RequestCancelledError
 from muai_producers.gateway import openapi
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ADMITTED_TOGETHER = 256
 _encode = msgspec.json.Encoder().encode
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
 
 
 class DirectRoute(APIRoute):
@@ -84,7 +84,7 @@ class Routes:
         self._doorkeeper = doorkeeper
         self._executor = executor
         self.builder = RequestBuilder(settings, hub.reply_channel)
-        self._admissions: Coalescer[Submission, Accepted] = Coalescer(
+        self.admissions: Coalescer[Submission, Accepted] = Coalescer(
             admission.admit, executor, max_items=ADMITTED_TOGETHER
         )
         self._started_s = time.monotonic()
@@ -150,12 +150,12 @@ class Routes:
         if isinstance(built, MuaiError):
             return built
         try:
-            return await self._admissions.add(Submission(built, awaited=False, limits=caller.limits))
+            return await self.admissions.add(Submission(built, awaited=False, limits=caller.limits))
         except MuaiError as error:
             return shown(error)  # others of the call may be accepted: each says by itself what became of it
 
     async def _submit(self, inference: InferenceRequest, caller: Caller, num_bytes: int, _: float) -> Response:
-        accepted = await self._admissions.add(Submission(inference, awaited=False, limits=caller.limits), num_bytes)
+        accepted = await self.admissions.add(Submission(inference, awaited=False, limits=caller.limits), num_bytes)
         is_new = accepted.request_id == inference.id
         state = PENDING if is_new else (await self._hub.look(accepted.request_id)).state
         return _receipted(accepted, inference.id, state)
@@ -165,7 +165,7 @@ class Routes:
     ) -> Response:
         future = self._hub.expect(inference.id)
         try:
-            accepted = await self._admissions.add(Submission(inference, awaited=True, limits=caller.limits), num_bytes)
+            accepted = await self.admissions.add(Submission(inference, awaited=True, limits=caller.limits), num_bytes)
         except BaseException:
             self._hub.forget(inference.id, future)
             raise
@@ -199,7 +199,7 @@ class Routes:
         standing = await self._hub.look(request_id, caller)
         if not standing.finished:
             loop = asyncio.get_running_loop()
-            if await loop.run_in_executor(self._executor, self._revoke, request_id):
+            if await loop.run_in_executor(self._executor, self.revoke, request_id):
                 return _answer(await self._hub.look(request_id), 200)
             standing = await self._hub.look(request_id)
         raise AlreadyFinishedError(
@@ -207,7 +207,8 @@ class Routes:
             {"id": request_id, "state": standing.state},
         )
 
-    def _revoke(self, request_id: str) -> bool:
+    def revoke(self, request_id: str) -> bool:
+        """Cancel a request; False when it had finished already. Blocks."""
         error = RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
         tenant = self._store.tenant_of(request_id)
         answer = failure_answer(request_id, error, self._hub.channel_of(request_id), state=REVOKED, tenant=tenant)

@@ -59,14 +59,15 @@ def read_standing(request_id: str, meta: bytes | None) -> Standing:
 
 def read_owned(request_id: str, meta: bytes | None) -> tuple[Standing, str]:
     """As `read_standing`, with the tenant whose request it is; '' where the state does not say."""
-    url = status_url(request_id)
     if meta is None:
-        return Standing(id=request_id, state=PENDING, status_url=url), ""
+        return Standing(id=request_id, state=PENDING, status_url=status_url(request_id)), ""
     stored = _read(meta)
-    return _standing(request_id, url, stored), stored.tenant
+    return standing_of(request_id, stored), stored.tenant
 
 
-def _standing(request_id: str, url: str, stored: StoredState) -> Standing:
+def standing_of(request_id: str, stored: StoredState) -> Standing:
+    """As `read_standing`, for a state that is decoded so far."""
+    url = status_url(request_id)
     if stored.status == SUCCESS:
         return Standing(id=request_id, state=SUCCESS, status_url=url, result=stored.result)
     if stored.status in (FAILURE, REVOKED):

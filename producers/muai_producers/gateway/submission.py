@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from muai_config import UnknownModelError
 from muai_config.engines import ALL_ENGINES
+from muai_producers.chat import Message
 from muai_producers.errors import (
     InvalidRequestError,
     MalformedMessageError,
@@ -23,7 +24,6 @@ from muai_producers.webhooks.policy import HookPolicy
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
-    Message,
     Name,
     Parameters,
     TaskName,
@@ -70,6 +70,8 @@ class InferenceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     same."""
     webhook: WebhookUrl | None = None
     """Where word of the end is posted to, signed; its host must be one that the gateway allows."""
+    stream: bool = False
+    """Tell the text as it is generated, at `/v1/inference/{id}/stream`."""
 
 
 class ManyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,10 +136,10 @@ class RequestBuilder:
     """Builds requests under one configuration.
 
     Args:
-        reply_channel: where word of their end is to go.
+        reply_channel: where word of their end is to go; None: nowhere.
     """
 
-    def __init__(self, settings: Settings, reply_channel: str) -> None:
+    def __init__(self, settings: Settings, reply_channel: str | None) -> None:
         self._settings = settings
         self._reply_channel = reply_channel
         self._webhooks = HookPolicy(settings.gateway.webhooks)
@@ -182,6 +184,7 @@ class RequestBuilder:
             idempotency_key=idempotency_key(body.idempotency_key, headers),
             webhook=None if body.webhook is None else self._webhooks.check(body.webhook),
             trace=trace,
+            stream=body.stream,
             submitted_at=now_s,
             reply_to=self._reply_channel,
         )

@@ -32,6 +32,7 @@ from muai_producers.errors import BrokerError, MuaiError, QueueFullError, Reques
 from muai_producers.files.folder import FileFolder, refusing_a_full_disk
 from muai_producers.files.records import FileRecord, FileUnavailableError, UnknownFileError
 from muai_producers.files.shelf import FileShelf
+from muai_producers.gateway.submission import RequestBuilder
 from muai_producers.store import REVOKED, TERMINAL, Limits, Store, failure_answer, outcome_of
 from muai_producers.wire import InferenceRequest, InferenceResult
 
@@ -82,6 +83,7 @@ class BatchRunner:
             model_max_requests=settings.queue.model_max_requests,
         )
         self._max_line_bytes = settings.queue.max_payload_mb * 1_000_000
+        self._builder = RequestBuilder(settings, None)
         self._store = store
         self._submit = submit
         self._shelf = FileShelf(store, folder, settings.gateway.files)
@@ -221,7 +223,7 @@ class BatchRunner:
             step.answer(failed_line(step.record, line.number, line.custom_id, lost), is_success=False)
             return
         read = read_line(step.read_again(line), step.record.body.endpoint)
-        requests = line_requests(step.record, read, line.number, line.num_tries + 1, now_s)
+        requests = line_requests(self._builder, step.record, read, line.number, line.num_tries + 1)
         if self._submit_line(step.record, requests):
             ids = tuple(request.id for request in requests)
             line = msgspec.structs.replace(line, request_ids=ids, num_tries=line.num_tries + 1)
@@ -238,7 +240,7 @@ class BatchRunner:
                     break
                 line = read_line(raw, record.body.endpoint)
                 try:
-                    requests = line_requests(record, line, number_here, 1, now_s)
+                    requests = line_requests(self._builder, record, line, number_here, 1)
                     if not self._submit_line(record, requests):
                         break
                 except BrokerError:

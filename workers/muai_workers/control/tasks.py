@@ -20,6 +20,7 @@ from muai_workers.control.batches import BatchRunner
 from muai_workers.control.reaper import Reaper
 from muai_workers.control.rounds import Rounds
 from muai_workers.control.singleton import singleton
+from muai_workers.control.workflow_tasks import register_workflows
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -70,7 +71,8 @@ def _register_batches(app: Celery, settings: Settings) -> None:
 
 
 def register(app: Celery, settings: Settings) -> None:
-    """Give `app` the scheduled tasks."""
+    """Give `app` the scheduled tasks, and the steps of workflows."""
+    register_workflows(app, settings)
     store = Store(state_client(settings.queue.state_url), prefix=settings.queue.key_prefix)
     reaper = Reaper(app, settings, store)
 

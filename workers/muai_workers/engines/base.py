@@ -48,7 +48,8 @@ class EngineOutput:
 
     `outputs` by task: embedding → `embedding` (list of floats, the model's hidden size); text-classification →
     `labels` (list of `{"label", "score"}`, best first, scores summing to 1); text-generation, chat and
-    summarization → `text`, `finish_reason` (`stop` or `length`).
+    summarization → `text`, `finish_reason` (`stop`, `length` or `tool_calls`), and `tool_calls` where the model wants
+    some (list of `{"id", "type", "function": {"name", "arguments"}}`, the arguments JSON as text).
     """
 
     outputs: dict[str, Any]

@@ -15,6 +15,8 @@ from muai_workers.engines.failures import not_a_number
 from muai_workers.engines.padding import PaddedRows, group_by_length, pad_rows
 from muai_workers.engines.tokens import TextTokenizer, admit
 
+DECIMALS = 9
+"""Of an embedding's numbers: finer than fp32 at the size that they have, and half as long on the wire as all digits."""
 Forward = Callable[[PaddedRows], NDArray[np.float32]]
 """Embeddings (num_rows, hidden_size), or probabilities (num_rows, num_labels)."""
 
@@ -56,6 +58,12 @@ class Encoder:
     def abort(self, request_ids: Collection[str]) -> None:
         """A forward pass over a few texts cannot be stopped, and is soon over."""
 
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """Texts are read whole, and nothing of them is kept."""
+
+    def close(self) -> None:
+        """Nothing outlives a request here."""
+
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         rows, refused = admit(self._tokenizer, task, requests, self._limit_tokens)
         yield from refused
@@ -76,7 +84,7 @@ class Encoder:
 
     def _outputs(self, value: NDArray[np.float32]) -> dict[str, Any]:
         if not self._labels:
-            return {"embedding": value.tolist()}
+            return {"embedding": np.round(value.astype(np.float64), DECIMALS).tolist()}
         scored = [
             {"label": label, "score": float(score)} for label, score in zip(self._labels, value.tolist(), strict=True)
         ]

@@ -30,6 +30,7 @@ from muai_producers.errors import (
     OutOfMemoryError,
     RequestCancelledError,
     RequestError,
+    UnsupportedParameterError,
 )
 from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
 from muai_workers.engines.base import (
@@ -40,6 +41,7 @@ from muai_workers.engines.base import (
     EngineOutput,
     Piece,
 )
+from muai_workers.engines.parameters import check_tools, refuse_constraints
 
 ALL_TASKS = frozenset(INPUT_FIELD)
 DEFAULT_NEW_TOKENS = 16
@@ -195,9 +197,11 @@ class FakeEngine:
 
     def _complete(self, spec: ModelSpec, task: str, request: InferenceRequest) -> Completion:
         try:
+            refuse_constraints(request.parameters)
             check_inputs(task, request.inputs)
+            check_tools(task, request.parameters)
             return Completion(request.id, output=self._answer(spec, task, request))
-        except RequestError as error:
+        except (RequestError, UnsupportedParameterError) as error:
             return Completion(request.id, error=error)
 
     def _answer(self, spec: ModelSpec, task: str, request: InferenceRequest) -> EngineOutput:
@@ -224,7 +228,7 @@ class FakeEngine:
 
 def _text(task: str, request: InferenceRequest) -> str:
     value = request.inputs[INPUT_FIELD[task]]
-    return value if isinstance(value, str) else " ".join(str(turn["content"]) for turn in value)
+    return value if isinstance(value, str) else " ".join(str(turn.get("content") or "") for turn in value)
 
 
 def _seed(text: str) -> int:

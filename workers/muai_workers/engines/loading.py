@@ -25,6 +25,14 @@ class LoadedModel(Protocol):
         """As `Engine.abort`."""
         ...
 
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """As `Engine.end_conversation`, as far as requests under way are concerned."""
+        ...
+
+    def close(self) -> None:
+        """Called when the model is unloaded: free what outlives its requests. What runs goes on."""
+        ...
+
 
 class LoadedModels:
     """The models that one engine holds, by name."""
@@ -61,14 +69,25 @@ class LoadedModels:
         for model in models:
             model.abort(request_ids)
 
+    def end_conversation(self, tenant: str, conversation_id: str) -> None:
+        """As `Engine.end_conversation`, as far as requests under way are concerned."""
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.end_conversation(tenant, conversation_id)
+
     def drop(self, name: str) -> bool:
         """Forget the model; its memory goes when the last run that uses it ends. False: it was not there."""
         with self._lock:
-            return self._models.pop(name, None) is not None
+            model = self._models.pop(name, None)
+        if model is None:
+            return False
+        model.close()
+        return True
 
     def drop_all(self) -> None:
-        with self._lock:
-            self._models.clear()
+        for name in self.names():
+            self.drop(name)
 
     def names(self) -> tuple[str, ...]:
         with self._lock:

@@ -24,15 +24,21 @@ from muai_workers.engines.loading import LoadedModel, LoadedModels
 from muai_workers.engines.onnx_convert import GRAPH, QUANTIZED_GRAPH, convert_causal, convert_encoder
 from muai_workers.engines.onnx_session import OnnxDecoder, onnx_forward, open_session, usable_providers
 from muai_workers.engines.onnx_store import Conversion, ConversionStore, hash_file
-from muai_workers.engines.pytorch import CALL_OVERHEAD_TOKENS, refuse_task
+from muai_workers.engines.pytorch import (
+    CALL_OVERHEAD_TOKENS,
+    CAUSAL_TASKS,
+    loop_limits,
+    only_generates,
+    refuse_task,
+)
 from muai_workers.engines.tokens import TextTokenizer, context_tokens, input_limit
 from muai_workers.engines.torch_causal import configured_end_ids
 from muai_workers.engines.torch_encoder import class_labels
 from muai_workers.engines.torch_loading import TorchPlan, plan_loading
+from muai_workers.kv_cache import KVCacheManager, ModelCache
 from muai_workers.models.source import resolve_source
 from muai_workers.models.weights import count_parameters, weight_files
 
-CAUSAL_TASKS = frozenset({"text-generation", "chat"})
 TASKS = CAUSAL_TASKS | {"embedding", "text-classification"}
 QUANTIZED_MIN_COSINE = 0.97
 """Quantized answers point elsewhere by a few hundredths at most, or the graph is not used. Unquantized ones are held to
@@ -46,12 +52,20 @@ class ONNXEngine:
     """Runs models as ONNX graphs in fp32, or with 8-bit weights where that is configured."""
 
     name = "onnx"
-    capabilities = Capabilities(tasks=TASKS, dtypes=frozenset({"auto", "fp32"}), streaming=True, abort=True)
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._options = settings.optimization.onnx
         self._models = LoadedModels()
+        self._kv_cache = KVCacheManager(settings.optimization.cache)
+        self.capabilities = Capabilities(
+            tasks=TASKS,
+            dtypes=frozenset({"auto", "fp32"}),
+            continuous_batching=only_generates(settings, self.name),
+            streaming=True,
+            abort=True,
+            kv_reuse=self._kv_cache.enabled,
+        )
         self._store = ConversionStore(self._options.conversions_folder)
 
     def availability(self) -> Availability:
@@ -97,10 +111,15 @@ class ONNXEngine:
         self._models.abort(request_ids)
 
     def cache_statistics(self) -> Mapping[str, CacheStatistics]:
-        return {}
+        return self._kv_cache.get_stats(self._models.names())
 
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
-        """Nothing outlives a request here."""
+        self._models.end_conversation(tenant, conversation_id)
+        self._kv_cache.end_conversation(tenant, conversation_id)
+
+    def relieve(self) -> None:
+        """Free what is kept of conversations: memory has run out."""
+        self._kv_cache.evict_all()
 
     def close(self) -> None:
         self._models.drop_all()
@@ -178,7 +197,6 @@ class ONNXEngine:
             return self._encoder(plan, session, tokenizer, extra)
 
     def _encoder(self, plan: TorchPlan, session: Any, tokenizer: TextTokenizer, extra: dict[str, Any]) -> Encoder:
-        on_cpu = extra["execution_provider"] == "CPUExecutionProvider"
         return Encoder(
             plan.spec,
             tokenizer,
@@ -186,7 +204,7 @@ class ONNXEngine:
             labels=class_labels(plan.config) if plan.spec.task == "text-classification" else (),
             limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
             max_padded_tokens=self._settings.optimization.batcher.max_batch_tokens,
-            call_overhead_tokens=CALL_OVERHEAD_TOKENS["cpu" if on_cpu else "cuda"],
+            call_overhead_tokens=overhead_tokens(extra),
             extra=extra,
         )
 
@@ -202,7 +220,15 @@ class ONNXEngine:
             limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
             padding_side="left",
             extra=extra,
+            limits=loop_limits(self._settings, overhead_tokens(extra)),
+            cache=ModelCache(self._kv_cache, plan.spec.name),
+            relieve=self.relieve,
         )
+
+
+def overhead_tokens(extra: Mapping[str, Any]) -> int:
+    """See `group_by_length`, for what the outputs say of where they were computed."""
+    return CALL_OVERHEAD_TOKENS["cpu" if extra["execution_provider"] == "CPUExecutionProvider" else "cuda"]
 
 
 def create(settings: Settings) -> ONNXEngine:

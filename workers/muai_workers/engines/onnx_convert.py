@@ -18,7 +18,7 @@ from onnxruntime import quantization
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from muai_config.optimization import OnnxSettings
-from muai_workers.engines.decoding import Decoder
+from muai_workers.engines.decoder import Decoder
 from muai_workers.engines.onnx_session import OnnxDecoder, onnx_forward, open_session
 from muai_workers.engines.padding import PaddedRows, pad_rows
 from muai_workers.engines.torch_causal import CausalDecoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from muai_config.optimization import OnnxSettings
 from muai_producers.errors import EngineUnavailableError
 from muai_workers.engines.encoder import Forward
 from muai_workers.engines.padding import PaddedRows
+from muai_workers.kv_cache import KeysAndValues
 
 # onnxruntime takes its names from a binary module without types.
 _runtime: Any = onnxruntime
@@ -27,6 +29,8 @@ _LEVELS = {
     "all": _runtime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 ERRORS_ONLY = 3
+SPARE_COLUMNS = 32
+"""Columns of padding that a group may have before its keys and values are copied to do without."""
 
 
 def usable_providers(settings: OnnxSettings) -> list[str]:
@@ -64,25 +68,52 @@ def onnx_forward(session: Session) -> Forward:
     return forward
 
 
+@dataclass(frozen=True)
+class OnnxKept:
+    """Keys and values of one row's first tokens: arrays (heads, tokens, numbers), in the order of the graph."""
+
+    arrays: tuple[NDArray[np.float32], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(one.nbytes for one in self.arrays)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.arrays[0].shape[1])
+
+    def first(self, num_tokens: int) -> OnnxKept:
+        """A view: nothing is copied."""
+        return OnnxKept(tuple(one[:, :num_tokens] for one in self.arrays))
+
+
 class OnnxDecoder:
-    """One batch on its way through a causal model whose graph takes keys and values in and gives them out."""
+    """A group of rows on its way through a causal model whose graph takes keys and values in and gives them out."""
+
+    joins = True
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._past_inputs = [entry for entry in session.get_inputs() if entry.name.startswith("past_")]
         self._past: list[NDArray[np.float32]] = []
+        """Each of the shape (rows, heads, columns, numbers)."""
         self._mask = np.empty((0, 0), dtype=np.int64)
+        """1 where a column holds a token of the row."""
         self._next_position = np.empty((0, 1), dtype=np.int64)
 
     def start(self, rows: PaddedRows) -> torch.Tensor:
-        num_rows = len(rows.ids)
-        # The graph's dimensions are (rows, heads, tokens, numbers); rows and tokens are open.
-        self._past = [
-            np.zeros((num_rows, entry.shape[1], 0, entry.shape[3]), dtype=np.float32) for entry in self._past_inputs
-        ]
-        self._mask = rows.mask
-        self._next_position = rows.positions[:, -1:] + 1
-        return self._forward(rows.ids, rows.positions)
+        return self.resume(rows, [None] * len(rows.ids))
+
+    def resume(self, rows: PaddedRows, kept: Sequence[KeysAndValues | None]) -> torch.Tensor:
+        lengths = [0 if one is None else one.num_tokens for one in kept]
+        width = max(lengths)
+        before = np.array(lengths, dtype=np.int64)[:, None]
+        self._past = [self._stacked(kept, index, width) for index in range(len(self._past_inputs))]
+        self._mask = np.concatenate([(np.arange(width) - width >= -before).astype(np.int64), rows.mask], axis=1)
+        self._next_position = before + rows.mask.sum(axis=1, keepdims=True)
+        logits = self._forward(rows.ids, (rows.positions + before) * rows.mask)
+        self._close_up()
+        return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         ids = np.asarray(tokens, dtype=np.int64)[:, None]
@@ -96,6 +127,21 @@ class OnnxDecoder:
         self._past = [values[index] for values in self._past]
         self._mask = self._mask[index]
         self._next_position = self._next_position[index]
+        self._close_up()
+
+    def join(self, other: OnnxDecoder) -> None:
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        past = [
+            np.concatenate([_widened(one, 2, width) for one in both])
+            for both in zip(self._past, other._past, strict=True)
+        ]
+        self._mask = np.concatenate([_widened(one, 1, width) for one in (self._mask, other._mask)])
+        self._next_position = np.concatenate([self._next_position, other._next_position])
+        self._past = past
+
+    def kept(self, row: int) -> OnnxKept:
+        columns = self._mask[row].astype(bool)
+        return OnnxKept(tuple(values[row][:, columns] for values in self._past))
 
     def _forward(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> torch.Tensor:
         feeds: dict[str, Any] = {"input_ids": ids, "attention_mask": self._mask, "position_ids": positions}
@@ -103,3 +149,27 @@ class OnnxDecoder:
             feeds[entry.name] = values
         logits, *self._past = self._session.run(None, feeds)
         return torch.from_numpy(logits)
+
+    def _stacked(self, kept: Sequence[Any], index: int, width: int) -> NDArray[np.float32]:
+        # The graph's dimensions are (rows, heads, tokens, numbers); rows and tokens are open.
+        _, heads, _, numbers = self._past_inputs[index].shape
+        values = np.zeros((len(kept), heads, width, numbers), dtype=np.float32)
+        for row, one in enumerate(kept):
+            if one is not None:
+                values[row, :, width - one.num_tokens :] = one.arrays[index]
+        return values
+
+    def _close_up(self) -> None:
+        """Do without columns that hold padding, where many do."""
+        spare = self._mask.shape[1] - int(self._mask.sum(axis=1).max())
+        if spare <= SPARE_COLUMNS:
+            return
+        # Sorted by the mask alone, each row's tokens stay in order and move to the right.
+        columns = self._mask.argsort(axis=1, kind="stable")[:, spare:]
+        self._mask = np.take_along_axis(self._mask, columns, axis=1)
+        self._past = [np.take_along_axis(values, columns[:, None, :, None], axis=2) for values in self._past]
+
+
+def _widened(values: NDArray[Any], axis: int, width: int) -> NDArray[Any]:
+    """Filled up with zeros at the start of `axis`."""
+    return np.pad(values, [(width - values.shape[axis] if one == axis else 0, 0) for one in range(values.ndim)])

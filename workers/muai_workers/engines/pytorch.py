@@ -13,6 +13,7 @@ from muai_config import ModelSpec, Settings
 from muai_producers.errors import OutOfMemoryError, UnsupportedTaskError
 from muai_producers.wire import INPUT_FIELD, InferenceRequest
 from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
+from muai_workers.engines.decode_loop import LoopLimits
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
 from muai_workers.engines.loading import LoadedModel, LoadedModels
@@ -21,25 +22,33 @@ from muai_workers.engines.torch_causal import load_causal
 from muai_workers.engines.torch_encoder import load_encoder, torch_forward
 from muai_workers.engines.torch_loading import TorchPlan, plan_loading
 from muai_workers.engines.torch_seq2seq import load_seq2seq
+from muai_workers.kv_cache import KVCacheManager, ModelCache
 from muai_workers.models.source import resolve_source
 from muai_workers.models.weights import count_parameters
 
 # A forward pass of a small encoder costs about 3 ms beside its tokens on a CPU, the time of some 30 tokens; a GPU is
 # launched in the time of hundreds.
 CALL_OVERHEAD_TOKENS = {"cpu": 32, "cuda": 2048}
+CAUSAL_TASKS = frozenset({"text-generation", "chat"})
 
 
 class PyTorchEngine:
     """Runs models as transformers gives them. Unloaded models are loaded by the first request for them."""
 
     name = "pytorch"
-    capabilities = Capabilities(
-        tasks=frozenset(INPUT_FIELD), dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}), streaming=True, abort=True
-    )
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._models = LoadedModels()
+        self._kv_cache = KVCacheManager(settings.optimization.cache)
+        self.capabilities = Capabilities(
+            tasks=frozenset(INPUT_FIELD),
+            dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}),
+            continuous_batching=only_generates(settings, self.name),
+            streaming=True,
+            abort=True,
+            kv_reuse=self._kv_cache.enabled,
+        )
         threads = settings.optimization.pytorch.num_threads
         if threads is not None:
             torch.set_num_threads(threads)
@@ -88,10 +97,16 @@ class PyTorchEngine:
         self._models.abort(request_ids)
 
     def cache_statistics(self) -> Mapping[str, CacheStatistics]:
-        return {}
+        return self._kv_cache.get_stats(self._models.names())
 
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
-        """Nothing outlives a request here."""
+        self._models.end_conversation(tenant, conversation_id)
+        self._kv_cache.end_conversation(tenant, conversation_id)
+
+    def relieve(self) -> None:
+        """Free what is kept of conversations: memory has run out."""
+        self._kv_cache.evict_all()
+        _release_memory()
 
     def close(self) -> None:
         self._models.drop_all()
@@ -108,10 +123,12 @@ class PyTorchEngine:
         with raising_load_errors(spec.name, self.name):
             plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
             extra = {"device": plan.device.type, "dtype": plan.dtype_name}
-            if spec.task in ("text-generation", "chat"):
-                return load_causal(plan, extra)
+            limits = loop_limits(self._settings, CALL_OVERHEAD_TOKENS[plan.device.type])
+            if spec.task in CAUSAL_TASKS:
+                cache = ModelCache(self._kv_cache, spec.name)
+                return load_causal(plan, extra, limits=limits, cache=cache, relieve=self.relieve)
             if spec.task == "summarization":
-                return load_seq2seq(plan, extra)
+                return load_seq2seq(plan, extra, limits=limits, relieve=self.relieve)
             return self._encoder(plan, extra)
 
     def _encoder(self, plan: TorchPlan, extra: dict[str, Any]) -> Encoder:
@@ -127,6 +144,26 @@ class PyTorchEngine:
             call_overhead_tokens=CALL_OVERHEAD_TOKENS[plan.device.type],
             extra=extra,
         )
+
+
+def only_generates(settings: Settings, engine: str) -> bool:
+    """Whether every model that `engine` may serve generates.
+
+    Such a model takes further batches into those that run. An encoder gains nothing by many small batches at once,
+    and would lose its large ones; so where there is one among the models, batches are sent as encoders want them.
+    """
+    tasks = {spec.task for spec in settings.models.values() if engine in settings.chain(spec)}
+    return bool(tasks) and tasks <= CAUSAL_TASKS
+
+
+def loop_limits(settings: Settings, call_overhead_tokens: int) -> LoopLimits:
+    """What of a model's requests runs at once: as much as may be in one batch."""
+    batcher = settings.optimization.batcher
+    return LoopLimits(
+        max_rows=batcher.max_batch_size if batcher.enabled else 1,
+        max_tokens=batcher.max_batch_tokens,
+        call_overhead_tokens=call_overhead_tokens,
+    )
 
 
 def refuse_task(spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:

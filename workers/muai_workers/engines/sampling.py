@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,7 @@ class Sampler:
     def __init__(self, parameters: Parameters, prompt_ids: Sequence[int]) -> None:
         self._parameters = parameters
         self._seen = set(prompt_ids) if parameters.repetition_penalty != 1.0 else set()
+        self._generated: Counter[int] | None = Counter() if _penalises_repeats(parameters) else None
         self._generator: torch.Generator | None = None
         if parameters.temperature > 0:
             self._generator = torch.Generator()
@@ -26,7 +29,7 @@ class Sampler:
     @property
     def plain(self) -> bool:
         """Whether the likeliest token is always taken, as it stands in the logits."""
-        return self._generator is None and self._parameters.repetition_penalty == 1.0
+        return self._generator is None and self._generated is None and self._parameters.repetition_penalty == 1.0
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token.
@@ -37,13 +40,20 @@ class Sampler:
         scores = logits.detach().to("cpu", torch.float32, copy=True)
         if self._seen:
             _penalise(scores, self._seen, self._parameters.repetition_penalty)
+        if self._generated:
+            _take_for_repeats(scores, self._generated, self._parameters)
         token = int(scores.argmax()) if self._generator is None else self._draw(scores, self._generator)
         if self._parameters.repetition_penalty != 1.0:
             self._seen.add(token)
+        if self._generated is not None:
+            self._generated[token] += 1
         return token
 
     def _draw(self, scores: torch.Tensor, generator: torch.Generator) -> int:
         scores /= self._parameters.temperature
+        if self._parameters.min_p > 0.0:
+            # A share of the highest probability is a distance from the highest logit.
+            scores[scores < scores.max() + math.log(self._parameters.min_p)] = -torch.inf
         if 0 < self._parameters.top_k < scores.numel():
             smallest_kept = scores.topk(self._parameters.top_k).values[-1]
             scores[scores < smallest_kept] = -torch.inf
@@ -71,6 +81,16 @@ def choose_tokens(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int
         elif not sampler.plain:
             tokens[index] = sampler.choose(logits[index])
     return tokens
+
+
+def _penalises_repeats(parameters: Parameters) -> bool:
+    return parameters.presence_penalty != 0.0 or parameters.frequency_penalty != 0.0
+
+
+def _take_for_repeats(scores: torch.Tensor, generated: Counter[int], parameters: Parameters) -> None:
+    ids = torch.tensor(list(generated))
+    counts = torch.tensor(list(generated.values()), dtype=scores.dtype)
+    scores[ids] -= parameters.presence_penalty + parameters.frequency_penalty * counts
 
 
 def _penalise(scores: torch.Tensor, seen: set[int], penalty: float) -> None:

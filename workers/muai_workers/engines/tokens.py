@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muai_config import ModelSpec
-from muai_producers.errors import InputTooLongError, InvalidRequestError, RequestError
+from muai_producers.errors import InputTooLongError, InvalidRequestError, RequestError, UnsupportedParameterError
 from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
 from muai_workers.engines.base import Completion
+from muai_workers.engines.parameters import check_tools, refuse_constraints, template_tools, template_turns
 
 _PREFIX_TOKENS = 8
 NO_LIMIT_TOKENS = 10**9
@@ -80,17 +81,23 @@ class TextTokenizer:
         ids: list[int] = encoded["input_ids"]
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
         """Token ids of a conversation in the model's own format, ready for the assistant's turn.
 
+        Args:
+            tools: written into the prompt where the model's template has a place for them.
         Raises:
             InvalidRequestError: the template refuses the conversation.
         """
         from jinja2 import TemplateError
 
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=True, tokenize=False
+            )
+        except (TemplateError, TypeError) as error:
             raise InvalidRequestError(f"the model's chat template refuses the conversation: {error}") from error
         with self._lock:
             # The template writes the special tokens itself.
@@ -121,6 +128,7 @@ def admit(
     requests: Sequence[InferenceRequest],
     limit_tokens: int | None,
     *,
+    structured_output: bool = False,
     keep: Literal["start", "end"] = "start",
     reserve_tokens: Callable[[InferenceRequest], int] = lambda _: 0,
 ) -> tuple[list[TokenRow], list[Completion]]:
@@ -128,6 +136,7 @@ def admit(
 
     Args:
         limit_tokens: longest admitted input, special tokens included.
+        structured_output: whether the engine can hold answers to a shape; else requests that ask for one are refused.
         keep: the part that stays when the request lets its input be cut.
         reserve_tokens: how much shorter than the limit an input is cut, to leave room for its answer.
     """
@@ -139,21 +148,24 @@ def admit(
     for request, text in zip(requests, texts, strict=True):
         ids = next(encoded) if isinstance(text, str) else None
         try:
+            if not structured_output:
+                refuse_constraints(request.parameters)
             ids = _tokens(tokenizer, task, request, ids)
             if limit_tokens is not None and len(ids) > limit_tokens:
                 _refuse_unless_cut(request, len(ids), limit_tokens)
                 room_tokens = max(1, limit_tokens - reserve_tokens(request))
                 ids = ids[-room_tokens:] if keep == "end" else tokenizer.encode_start(str(text), room_tokens)
             rows.append(TokenRow(request, ids))
-        except RequestError as error:
+        except (RequestError, UnsupportedParameterError) as error:
             refused.append(Completion(request.id, error=error))
     return rows, refused
 
 
 def _tokens(tokenizer: TextTokenizer, task: str, request: InferenceRequest, ids: list[int] | None) -> list[int]:
     check_inputs(task, request.inputs)
+    check_tools(task, request.parameters)
     if ids is None:
-        ids = tokenizer.encode_chat(request.inputs["messages"])
+        ids = tokenizer.encode_chat(template_turns(request), template_tools(request.parameters))
     if ids:
         return ids
     if tokenizer.bos_id is None:

@@ -16,9 +16,11 @@ from muai_workers.engines.torch_causal import configured_end_ids
 from muai_workers.engines.torch_loading import TorchPlan, load_module
 
 
-def load_seq2seq(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
+def load_seq2seq(plan: TorchPlan, extra: dict[str, Any], **loop: Any) -> DecodingModel:
     """A model that summarises.
 
+    Args:
+        loop: `limits` and `relieve` of `DecodingModel`.
     Raises:
         ModelLoadError: its configuration does not name the token that an answer starts with.
     """
@@ -39,11 +41,12 @@ def load_seq2seq(plan: TorchPlan, extra: dict[str, Any]) -> DecodingModel:
         limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
         padding_side="right",
         extra=extra,
+        **loop,
     )
 
 
 class Seq2SeqDecoder:
-    """One batch on its way through an encoder-decoder model."""
+    """A group of rows on its way through an encoder-decoder model."""
 
     def __init__(self, model: Any, forward: Any, device: torch.device, start_id: int) -> None:
         """
