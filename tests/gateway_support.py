@@ -48,9 +48,14 @@ class Process:
 
 
 class GatewayStack:
-    """The processes of one installation; `server` holds keys of `monitoring.server`."""
+    """The processes of one installation.
 
-    def __init__(self, folder: Path, redis: OwnRedis, **server: Any) -> None:
+    Args:
+        sections: further sections of the configuration.
+        server: keys of `monitoring.server`.
+    """
+
+    def __init__(self, folder: Path, redis: OwnRedis, *, sections: dict[str, Any] | None = None, **server: Any) -> None:
         self.folder, self.redis = folder, redis
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -62,6 +67,7 @@ class GatewayStack:
                 "tracing": {"enabled": False},
             },
             "models": MODELS,
+            **(sections or {}),
         }
         self.config = folder / "muai.yaml"
         self.config.write_text(yaml.safe_dump(document))
@@ -103,9 +109,9 @@ class GatewayStack:
 
 
 @contextlib.contextmanager
-def gateway_stack(folder: Path, **server: Any) -> Iterator[GatewayStack]:
+def gateway_stack(folder: Path, *, sections: dict[str, Any] | None = None, **server: Any) -> Iterator[GatewayStack]:
     with own_redis(folder) as redis:
-        stack = GatewayStack(folder, redis, **server)
+        stack = GatewayStack(folder, redis, sections=sections, **server)
         try:
             yield stack
         finally:

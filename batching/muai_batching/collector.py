@@ -333,7 +333,8 @@ class Collector:
 
     def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
         state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
-        self._refused.append((failure_answer(request.id, error, request.reply_to, state=state), handle))
+        answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
+        self._refused.append((answer, handle))
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}

@@ -189,3 +189,9 @@ def _text_as_path(value: object) -> object:
 
 
 FolderPath = Annotated[Path, BeforeValidator(_text_as_path), Allowed("the path of a folder")]
+FilePath = Annotated[Path, BeforeValidator(_text_as_path), Allowed("the path of a file")]
+HostPattern = Annotated[
+    str,
+    _matching(lambda value: re.fullmatch(r"\*|(\*\.)?[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", value) is not None),
+    Allowed("a host name in lower case, or * with or without a name after it, as in *.example.com"),
+]

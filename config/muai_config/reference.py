@@ -23,6 +23,7 @@ VARIABLE_PREFIXES = {
     "optimization": "MUAI_OPT",
     "monitoring": "MUAI_MON",
     "queue": "MUAI_QUEUE",
+    "gateway": "MUAI_GATEWAY",
     "models": "MUAI_MODELS",
 }
 SECTIONS = tuple(VARIABLE_PREFIXES)
@@ -98,7 +99,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 def all_settings() -> tuple[SettingInfo, ...]:
     """Every setting in the order of the guide; the models themselves are not settings but entries."""
     found: list[SettingInfo] = []
-    for section in ("optimization", "monitoring", "queue"):
+    for section in ("optimization", "monitoring", "queue", "gateway"):
         _collect(section_model(Settings, section), (section,), (section,), found)
     _collect(section_model(Settings, "model_cache"), ("models",), ("model_cache",), found)
     return tuple(found)

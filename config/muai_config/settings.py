@@ -9,6 +9,7 @@ from muai_config.catalog import BUILTIN_CATALOG, ModelCacheSettings, ModelSpec
 from muai_config.engines import FAKE, EngineName, suits
 from muai_config.errors import UnknownModelError, did_you_mean
 from muai_config.fields import Conflict, Section, section
+from muai_config.gateway import GatewaySettings
 from muai_config.monitoring import MonitoringSettings
 from muai_config.optimization import OptimizationSettings
 from muai_config.queueing import QueueSettings
@@ -21,6 +22,9 @@ class Settings(Section):
     optimization: OptimizationSettings = section(OptimizationSettings, "Engines, batching, cache and tuning.")
     monitoring: MonitoringSettings = section(MonitoringSettings, "Metrics, traces, alerts and the HTTP server.")
     queue: QueueSettings = section(QueueSettings, "Brokers, delivery and limits.")
+    gateway: GatewaySettings = section(
+        GatewaySettings, "The HTTP gateway: keys, TLS, webhooks, files and batches. Its address: monitoring.server."
+    )
     workflows: WorkflowSettings = section(WorkflowSettings, "Chat, answers from documents and from search.")
     models: Mapping[str, ModelSpec] = Field(
         default_factory=lambda: dict(BUILTIN_CATALOG), description="The models that can be asked for, by name."

@@ -26,6 +26,7 @@ OTHER_VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
         "MUAI_HOME": "the folder for converted models and the embedded broker's data",
         "MUAI_ENGINE": "the engine that a worker process runs",
         "MUAI_WORKER_NAME": "the name that a worker process goes by",
+        "MUAI_INSECURE_NO_AUTH": "whether the gateway asks nobody for a key on an address that others can reach",
         "MUAI_GPUS": "the GPUs that a worker process may use",
     }
 )

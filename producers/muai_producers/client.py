@@ -302,7 +302,10 @@ class InferenceClient:
             False when it had finished already.
         """
         error = errors.RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
-        return self.store.answer([failure_answer(request_id, error, self._reply_channel, state=REVOKED)])[0]
+        tenant = self.store.tenant_of(request_id)
+        return self.store.answer(
+            [failure_answer(request_id, error, self._reply_channel, state=REVOKED, tenant=tenant)]
+        )[0]
 
 
 def still_open(request_ids: Iterable[str], timeout_s: float | None) -> errors.ResultTimeoutError:

@@ -57,4 +57,7 @@ def redis_payload(headers: dict[str, Any], body: bytes, queue: str) -> bytes:
 
 def request_message(request: InferenceRequest) -> tuple[str, dict[str, Any], bytes]:
     """Queue, headers and body of a request's message."""
-    return queue_for(request.priority), task_headers(INFER_TASK, request.id), task_body(request)
+    headers = task_headers(INFER_TASK, request.id)
+    if request.trace:  # where OpenTelemetry's Celery instrumentation looks for it
+        headers |= {str(name): value for name, value in request.trace.items()}
+    return queue_for(request.priority), headers, task_body(request)

@@ -61,6 +61,8 @@ class StoreKeys:
         self.collectors = f"{prefix}:collectors"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
+        self.webhooks = f"{prefix}:webhooks"
+        self.webhooks_due = f"{prefix}:webhooks:due"
         self.revoked_channel = f"{prefix}:revoked"
         """Where workers hear which requests were cancelled."""
 
@@ -101,6 +103,8 @@ class StoredState(msgspec.Struct):
 
     status: str
     result: msgspec.Raw = msgspec.Raw(b"null")
+    tenant: str = ""
+    """Whose request it is; '' where the state does not say: that of a request in flight does not."""
 
 
 _STATE = msgspec.json.Decoder(StoredState)
@@ -116,6 +120,8 @@ class _Meta(msgspec.Struct):
     date_done: str
     traceback: None = None
     children: tuple[()] = ()
+    tenant: str = ""
+    """Ours, not Celery's, which passes over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,28 +149,41 @@ def _counters(request: InferenceRequest, tokens: int) -> tuple[tuple[str, int], 
 
 
 def _entry(request: InferenceRequest, tokens: int, now_s: int) -> str:
-    """A request's record while it is in flight; the script that releases it reads the first three fields."""
-    return f"{request.tenant}\t{request.model}\t{tokens}\t{now_s}"
+    """A request's record while it is in flight; the script that releases it reads it."""
+    entry = f"{request.tenant}\t{request.model}\t{tokens}\t{now_s}"
+    return entry if request.webhook is None else f"{entry}\t{request.webhook}"
+
+
+def read_entry(entry: bytes) -> tuple[str, float]:
+    """Tenant of a request in flight, and when it was admitted, in wall-clock seconds."""
+    tenant, _, _, admitted_s, *_ = entry.decode().split("\t")
+    return tenant, float(admitted_s)
 
 
 def success_answer(request: InferenceRequest, result: InferenceResult) -> Answer:
     """SUCCESS with the result."""
-    return _terminal(SUCCESS, result, request.id, request.reply_to)
+    return _terminal(SUCCESS, result, request.id, request.reply_to, request.tenant)
 
 
-def failure_answer(request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE) -> Answer:
-    """FAILURE (or REVOKED) with an error that Celery rebuilds as the same class on the other side."""
+def failure_answer(
+    request_id: str, error: MuaiError, reply_to: str | None = None, *, state: str = FAILURE, tenant: str = ""
+) -> Answer:
+    """FAILURE (or REVOKED) with an error that Celery rebuilds as the same class on the other side.
+
+    Args:
+        tenant: whose request it is; where keys are asked for, nobody is shown a state without one.
+    """
     value = {
         "exc_type": type(error).__name__,
         "exc_message": [error.message, error.details],
         "exc_module": type(error).__module__,
         "code": error.code,
     }
-    return _terminal(state, value, request_id, reply_to)
+    return _terminal(state, value, request_id, reply_to, tenant)
 
 
-def _terminal(state: str, result: Any, request_id: str, reply_to: str | None) -> Answer:
-    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso())
+def _terminal(state: str, result: Any, request_id: str, reply_to: str | None, tenant: str) -> Answer:
+    meta = _Meta(status=state, result=result, task_id=request_id, date_done=_now_iso(), tenant=tenant)
     return Answer(request_id, msgspec.json.encode(meta), reply_to or "")
 
 
@@ -257,24 +276,34 @@ class Store:
         args: list[Any] = [self.result_ttl_s]
         for answer in answers:
             args += (answer.request_id, answer.meta, answer.reply_to)
-        keys = [self.keys.inflight, self.keys.load, self.keys.stats, self.keys.revoked_channel]
-        written = self._answer(keys=keys, args=args, client=pipeline)
+        keys = self.keys
+        names = [keys.inflight, keys.load, keys.stats, keys.revoked_channel, keys.webhooks, keys.webhooks_due]
+        written = self._answer(keys=names, args=args, client=pipeline)
         return [] if pipeline is not None else [bool(flag) for flag in written]
 
-    def mark(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None) -> list[bool]:
-        """Set a passing state; False for each request that is terminal already and so was left alone."""
+    def mark(
+        self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None, *, tenant: str = ""
+    ) -> list[bool]:
+        """Set a passing state; False for each request that is terminal already and so was left alone.
+
+        Args:
+            tenant: whose they are, for what is not admitted as requests are.
+        """
         if not request_ids:
             return []
-        flags = self._mark(keys=[], args=self._mark_args(state, request_ids, info))
+        flags = self._mark(keys=[], args=self._mark_args(state, request_ids, info, tenant))
         return [bool(flag) for flag in flags]
 
-    def _mark_args(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None) -> list[Any]:
+    def _mark_args(
+        self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None, tenant: str = ""
+    ) -> list[Any]:
         meta: dict[str, Any] = {
             "status": state,
             "result": info or {},
             "traceback": None,
             "children": [],
             "date_done": None,
+            **({"tenant": tenant} if tenant else {}),
         }
         return [self.result_ttl_s, msgspec.json.encode(meta)[:-1], *request_ids]
 
@@ -324,6 +353,20 @@ class Store:
         """The stored state of each request, None where nothing is known."""
         raw = self.client.mget([META_PREFIX + request_id for request_id in request_ids]) if request_ids else []
         return [None if item is None else msgspec.json.decode(item) for item in raw]
+
+    def tenant_of(self, request_id: str) -> str:
+        """Whose request this is, in flight or not; '' when nobody knows."""
+        pipe = self.client.pipeline(transaction=False)
+        entry, meta = pipe.hget(self.keys.inflight, request_id).get(META_PREFIX + request_id).execute()
+        if entry is not None:
+            return read_entry(entry)[0]
+        return "" if meta is None else _STATE.decode(meta).tenant
+
+    def progress(self) -> tuple[int, int]:
+        """Requests in flight, and how many have been answered since the store began."""
+        pipe = self.client.pipeline(transaction=False)
+        in_flight, answered = pipe.hlen(self.keys.inflight).hget(self.keys.stats, "answered").execute()
+        return int(in_flight), int(answered or 0)
 
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""

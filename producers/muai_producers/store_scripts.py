@@ -33,11 +33,12 @@ end
 _RELEASE = """
 local function add(tally, name, change) tally[name] = (tally[name] or 0) + change end
 local function release(inflight, load, ids)
-  local tally = {}
+  local tally, hooks = {}, {}
   in_chunks(ids, function(first, last)
-    for _, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
+    for i, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
       if entry then
-        local tenant, model, tokens = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t')
+        local tenant, model, tokens, webhook = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t%d+(.*)$')
+        if webhook ~= '' then hooks[#hooks + 1] = {ids[first + i - 1], tenant .. webhook} end
         add(tally, 't:' .. tenant, -1)
         add(tally, 'k:' .. tenant, -tonumber(tokens))
         add(tally, 'm:' .. model, -1)
@@ -48,6 +49,7 @@ local function release(inflight, load, ids)
   for name, change in pairs(tally) do
     if redis.call('HINCRBY', load, name, change) == 0 then redis.call('HDEL', load, name) end
   end
+  return hooks
 end
 """
 
@@ -160,7 +162,10 @@ for i, id in ipairs(ids) do
     end
   end
 end
-release(KEYS[1], KEYS[2], done)
+for _, hook in ipairs(release(KEYS[1], KEYS[2], done)) do
+  redis.call('HSET', KEYS[5], hook[1], hook[2])
+  redis.call('ZADD', KEYS[6], 0, hook[1])
+end
 in_chunks(keys, function(first, last)
   local counts = redis.call('PUBSUB', 'NUMSUB', unpack(keys, first, last))
   for i = 2, #counts, 2 do

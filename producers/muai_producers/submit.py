@@ -40,10 +40,10 @@ class Submitter(Protocol):
 
 
 def content_digest(request: InferenceRequest) -> str:
-    """Digest of what makes two requests the same: all but id, times and reply channel. '' without a key."""
+    """Digest of what makes two requests the same: all but id, times, trace and reply channel. '' without a key."""
     if request.idempotency_key is None:
         return ""
-    same = msgspec.structs.replace(request, id="-", submitted_at=0.0, deadline=None, reply_to=None)
+    same = msgspec.structs.replace(request, id="-", submitted_at=0.0, deadline=None, reply_to=None, trace={})
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
 

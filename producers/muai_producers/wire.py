@@ -33,6 +33,11 @@ Name = Annotated[str, Meta(min_length=1, max_length=256, pattern="^[^\\x00-\\x1f
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
+WebhookUrl = Annotated[str, Meta(min_length=8, max_length=2048, pattern="^https?://[^\\x00-\\x20\\x7f]+$")]
+TraceHeader = Literal["traceparent", "tracestate"]
+TraceValue = Annotated[str, Meta(max_length=512, pattern="^[\\x20-\\x7e]*$")]
+
+
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How to run a request. Every field has a default that suits unattended work: greedy, deterministic."""
 
@@ -89,6 +94,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Wall-clock seconds since the epoch."""
     reply_to: Name | None = None
     """Channel on which the sender listens for finished ids; None: nobody waits that way."""
+    webhook: WebhookUrl | None = None
+    """Address that word of the end is posted to, for requests that were admitted; a plain Celery message is not."""
+    trace: dict[TraceHeader, TraceValue] = {}
+    """W3C trace context of whoever asked, as it is in the message's headers too."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -134,10 +134,13 @@ def test_given_the_state_store_hangs_then_the_probes_still_answer_soon(stack: Ga
             stack.redis.process.send_signal(signal.SIGCONT)
 
 
-def test_given_an_address_that_others_reach_then_the_start_is_refused_unless_told_otherwise(
-    stack: GatewayStack,
-) -> None:
-    refused = stack.start("gateway", "--host", "0.0.0.0")
-    assert refused.popen.wait(timeout=20.0) == 2
-    assert "--insecure-no-auth" in refused.log.read_text()
+def test_given_an_address_that_others_reach_then_a_key_is_needed_unless_told_otherwise(stack: GatewayStack) -> None:
+    guarded = stack.start_gateway("--host", "0.0.0.0")
+    refused = httpx.get(f"{stack.url}/v1/models")
+    assert refused.status_code == 401
+    assert refused.json()["error"]["code"] == "unauthorized"
+    assert refused.headers["www-authenticate"].startswith("Bearer")
+    guarded.terminate()
+    assert guarded.popen.wait(timeout=20.0) == 0
     stack.start_gateway("--host", "0.0.0.0", "--insecure-no-auth")
+    assert httpx.get(f"{stack.url}/v1/models").status_code == 200

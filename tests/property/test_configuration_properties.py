@@ -101,6 +101,11 @@ def consistent(values: Values) -> Values:
         wanted = destination in effective("monitoring.anomaly.alert_destinations")
         if wanted and effective(f"monitoring.anomaly.{destination}_url") is None:
             values = without(values, "monitoring.anomaly.alert_destinations")
+    if effective("gateway.webhooks.allowed_hosts") and effective("gateway.webhooks.secret_file") is None:
+        values = without(values, "gateway.webhooks.allowed_hosts")
+    tls = ("certificate", "private_key", "client_ca")
+    if {effective(f"gateway.tls.{name}") is None for name in tls} == {True, False}:
+        values = without(values, *(f"gateway.tls.{name}" for name in tls))
     return values
 
 

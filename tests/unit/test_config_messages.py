@@ -115,7 +115,7 @@ def test_Given_a_wrong_variable_Then_it_is_named_as_the_source() -> None:
         ("optimization.queue_capacity", "did you mean monitoring.server.queue_capacity?"),
         ("model_cache", "did you mean models.cache_dir?"),
         ("optimization.tuner.zzz", "the keys there are enabled, observation_window_seconds"),
-        ("qqqqqq", "the keys there are optimization, monitoring, queue, models"),
+        ("qqqqqq", "the keys there are optimization, monitoring, queue, gateway, models"),
     ],
 )
 def test_Given_a_misspelt_key_Then_the_nearest_is_offered(key: str, hint: str) -> None:

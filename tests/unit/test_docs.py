@@ -28,7 +28,7 @@ _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
 PACKAGE_FOLDERS = ("config", "producers", "batching", "workers")
-_SECTIONS = ("optimization", "monitoring", "queue")
+_SECTIONS = ("optimization", "monitoring", "queue", "gateway")
 
 
 def text_of(path: Path) -> str:

@@ -10,18 +10,24 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
-from muai_producers.gateway.answers import ModelList, Receipt
+from muai_producers.gateway import openapi_batches, openapi_files
+from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.openai_api import document as openai_document
 from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
-from muai_producers.gateway.submission import InferenceBody
+from muai_producers.gateway.submission import InferenceBody, ManyBody
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
-KINDS = (Receipt, ModelList, ErrorBody, Health, Readiness, InferenceBody, WorkflowBody, WorkflowList, WorkflowReceipt)
+KINDS = (
+    *(Receipt, ManyReceipts, ModelList, ErrorBody, Health, Readiness, InferenceBody, ManyBody),
+    *(WorkflowBody, WorkflowList, WorkflowReceipt),
+    *openapi_files.TYPES,
+    *openapi_batches.TYPES,
+)
 TYPES = {kind.__name__: kind for kind in (*KINDS, *openai_document.ANSWERS)}
 BODIES = {kind.__name__: kind for kind in openai_document.BODIES}
 
@@ -57,6 +63,9 @@ def test_every_operation_is_documented_with_examples_that_its_own_types_accept(d
                 assert example["result"] is None or msgspec.convert(example["result"], InferenceResult)
             elif name in BODIES:
                 BODIES[name].model_validate_json(msgspec.json.encode(example))
+            elif name == "ManyBody":
+                assert set(example) == set(ManyBody.__struct_fields__)
+                assert msgspec.convert(example["requests"], list[InferenceBody])
             else:
                 msgspec.convert(example, TYPES[name], strict=True)
     assert num_examples > 25

@@ -374,7 +374,7 @@ class BatchRunner:
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:
-    return failure_answer(request.id, error, request.reply_to, state=FAILURE)
+    return failure_answer(request.id, error, request.reply_to, state=FAILURE, tenant=request.tenant)
 
 
 def _too_late(request: InferenceRequest) -> DeadlineExceededError:

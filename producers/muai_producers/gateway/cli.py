@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from muai_producers.cli.invocation import Invocation, pass_invocation
-
-WHAT_TO_DO = (
-    "the gateway asks nobody who they are, so whoever reaches {host} could use it: keep it on this machine "
-    "(--host 127.0.0.1) behind a proxy that authenticates, or say --insecure-no-auth (MUAI_INSECURE_NO_AUTH=1) where "
-    "the network is trusted"
-)
 
 
 @click.command()
@@ -29,11 +25,19 @@ WHAT_TO_DO = (
 )
 @pass_invocation
 def gateway(invocation: Invocation, host: str | None, port: int | None, workers: int, insecure_no_auth: bool) -> None:
-    """Serve the HTTP API."""
+    """Serve the HTTP API. Callers need a key (`muai keys create`) unless only this machine reaches the address."""
     from muai_producers.gateway.server import is_loopback, serve
 
-    server = invocation.settings.monitoring.server
+    settings = invocation.settings
+    server = settings.monitoring.server
     host = server.host if host is None else host
-    if not insecure_no_auth and not is_loopback(host):
-        raise click.UsageError(WHAT_TO_DO.format(host=host))
-    serve(host, server.port if port is None else port, workers=workers, log_level=invocation.log_level)
+    if not is_loopback(host) and not insecure_no_auth:
+        # Through the environment, as the configuration goes: to every process that shares the port.
+        os.environ["MUAI_GATEWAY_REQUIRE_KEYS"] = "true"
+    serve(
+        host,
+        server.port if port is None else port,
+        workers=workers,
+        log_level=invocation.log_level,
+        gateway=settings.gateway,
+    )

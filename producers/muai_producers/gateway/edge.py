@@ -1,34 +1,43 @@
-"""What every HTTP request passes first: its id, the drain, and the end of every exception."""
+"""What every HTTP request passes first: its ids, the drain, its key, and the end of every exception."""
 
 from __future__ import annotations
 
 import logging
 import re
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from muai_producers.errors import InvalidRequestError, MuaiError
+from muai_producers.gateway.callers import CALLER_KEY, Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.failures import REQUEST_ID_KEY, DrainingError, error_response
+from muai_producers.gateway.reading import TRACE_KEY
+from muai_producers.wire import TraceHeader
 
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Edge:
     """ASGI middleware.
 
     Args:
-        always_open: paths that are answered while the gateway drains, and are not waited for.
+        always_open: paths that are answered while the gateway drains, and are not waited for; they need no key.
+        public: further paths that need no key.
     """
 
-    def __init__(self, app: ASGIApp, drain: Drain, always_open: Container[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, drain: Drain, doorkeeper: Doorkeeper, always_open: Container[str], public: Container[str]
+    ) -> None:
         self._app = app
         self._drain = drain
+        self._doorkeeper = doorkeeper
         self._always_open = always_open
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,13 +47,17 @@ class Edge:
         is_valid = given is not None and _REQUEST_ID.fullmatch(given) is not None
         request_id = given if given is not None and is_valid else secrets.token_hex(12).encode()
         scope[REQUEST_ID_KEY] = request_id.decode()
+        scope[TRACE_KEY] = trace = _trace(scope["headers"])
+        told = [(b"x-request-id", request_id)]
+        if trace:
+            told.append((b"traceparent", trace["traceparent"].encode()))
         has_begun = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                message["headers"] = [*message["headers"], *told]
             await send(message)
 
         try:
@@ -67,11 +80,25 @@ class Edge:
             return
         if self._drain.draining:
             raise DrainingError("this gateway is stopping; send the request again, another one takes it")
+        if scope["path"] not in self._public:
+            scope[CALLER_KEY] = await self._doorkeeper.identify(scope["headers"])
         self._drain.num_active += 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._drain.num_active -= 1
+
+
+def _trace(headers: Iterable[tuple[bytes, bytes]]) -> dict[TraceHeader, str]:
+    """The W3C trace context; empty where there is none or it is malformed, which the standard says to pass over."""
+    found = {name: value for name, value in headers if name in (b"traceparent", b"tracestate")}
+    parent, state = found.get(b"traceparent"), found.get(b"tracestate", b"")
+    if parent is None or not _TRACEPARENT.fullmatch(parent):
+        return {}
+    trace: dict[TraceHeader, str] = {"traceparent": parent.decode()}
+    if state and len(state) <= 512 and state.isascii() and state.decode().isprintable():
+        trace["tracestate"] = state.decode()
+    return trace
 
 
 def _unforeseen(request_id: str) -> MuaiError:

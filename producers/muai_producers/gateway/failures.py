@@ -27,6 +27,13 @@ class PathNotFoundError(RequestError):
     http_status = 404
 
 
+class UnauthorizedError(RequestError):
+    """No API key, or none that is known."""
+
+    code = "unauthorized"
+    http_status = 401
+
+
 class MethodNotAllowedError(RequestError):
     """The path does not know this method."""
 
@@ -87,18 +94,26 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
 
 def error_response(error: MuaiError, request_id: str) -> Response:
     """The answer to a request that failed with `error`; 429 and 503 say when to try again."""
-    if isinstance(error, BrokerError):
-        # What the connection said names hosts and ports: for the operator, not for whoever calls.
-        log.warning("request %s: %s", request_id, error)
-        error = BrokerError("the broker or the state store does not answer; try again shortly")
+    error = shown(error)
     detail = ErrorDetail(code=error.code, message=error.message, details=error.details, request_id=request_id)
     response = Response(
         msgspec.json.encode(ErrorBody(error=detail)), status_code=error.http_status, media_type=JSON_TYPE
     )
+    if error.http_status == 401:
+        response.headers["www-authenticate"] = 'Bearer realm="muai"'
     if error.http_status in (429, 503):
         seconds = error.retry_after_s if isinstance(error, CapacityError) else RETRY_AFTER_S
         response.headers["retry-after"] = str(max(1, math.ceil(seconds)))
     return response
+
+
+def shown(error: MuaiError) -> MuaiError:
+    """The error as callers may see it."""
+    if not isinstance(error, BrokerError):
+        return error
+    # What the connection said names hosts and ports: for the operator, not for whoever calls.
+    log.warning("%s", error)
+    return BrokerError("the broker or the state store does not answer; try again shortly")
 
 
 async def answer_muai_error(request: Request, error: Exception) -> Response:

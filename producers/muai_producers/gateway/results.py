@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import redis
 
 from muai_producers.errors import BrokerError, RequestNotFoundError
+from muai_producers.gateway.callers import ANYBODY, Caller
 from muai_producers.gateway.coalescing import Coalescer
-from muai_producers.gateway.standing import Standing, read_standing
+from muai_producers.gateway.standing import Standing, read_owned, read_standing
 from muai_producers.listening import ResultListener, Watch
-from muai_producers.store import META_PREFIX, Store
+from muai_producers.store import META_PREFIX, Store, read_entry
 
 log = logging.getLogger(__name__)
 OWNER_LENGTH = 12
@@ -30,6 +31,8 @@ class Sight:
 
     meta: bytes | None
     in_flight: bool
+    tenant: str = ""
+    """Whose request it is, where it is in flight; the stored state says it of those that are answered."""
 
 
 class ResultHub:
@@ -72,20 +75,22 @@ class ResultHub:
 
     # -- waiting, on the event loop ------------------------------------------------------------------------------
 
-    async def look(self, request_id: str) -> Standing:
+    async def look(self, request_id: str, caller: Caller = ANYBODY) -> Standing:
         """Where a request stands.
 
         Raises:
-            RequestNotFoundError: no request of that id is known.
+            RequestNotFoundError: no request of that id is known, or it is not the caller's: the two look the same.
             BrokerError: the state store does not answer.
         """
         sight = await self._lookups.add(request_id)
-        if sight.meta is None and not sight.in_flight:
-            raise RequestNotFoundError(
-                f"no request {request_id[:100]!r} is known: it was never accepted, or its result has expired",
-                {"id": request_id[:256]},
-            )
-        return read_standing(request_id, sight.meta)
+        if sight.meta is not None or sight.in_flight:
+            standing, tenant = read_owned(request_id, sight.meta)
+            if caller.sees(sight.tenant or tenant):
+                return standing
+        raise RequestNotFoundError(
+            f"no request {request_id[:100]!r} is known: it was never accepted, or its result has expired",
+            {"id": request_id[:256]},
+        )
 
     def expect(self, request_id: str) -> asyncio.Future[bytes | None]:
         """A future of the stored terminal state, for a request that `listen` is about to be told of.
@@ -104,9 +109,9 @@ class ResultHub:
             self.forget(request_id, future)
         return read_standing(request_id, meta) if meta is not None else await self.look(request_id)
 
-    async def wait(self, request_id: str, timeout_s: float) -> Standing:
+    async def wait(self, request_id: str, timeout_s: float, caller: Caller = ANYBODY) -> Standing:
         """As `look`, but a request that is not finished is waited for, `timeout_s` at most."""
-        standing = await self.look(request_id)
+        standing = await self.look(request_id, caller)
         if standing.finished or timeout_s <= 0 or self._hurrying:
             return standing
         future = self.expect(request_id)
@@ -162,7 +167,10 @@ class ResultHub:
             in_flight, metas = pipe.execute()
         except redis.RedisError as error:
             raise BrokerError(f"the state store does not answer: {error}") from error
-        return [Sight(meta, entry is not None) for meta, entry in zip(metas, in_flight, strict=True)]
+        return [
+            Sight(meta, entry is not None, "" if entry is None else read_entry(entry)[0])
+            for meta, entry in zip(metas, in_flight, strict=True)
+        ]
 
     def listen(self, request_ids: Sequence[str]) -> Watch:
         """Hear of requests that name this hub's channel and are not sent yet."""

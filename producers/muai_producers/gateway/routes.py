@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from muai_producers.errors import BrokerError, InvalidRequestError, RequestCancelledError
+from muai_producers.errors import BrokerError, InvalidRequestError, MuaiError, RequestCancelledError
 from muai_producers.gateway import openapi
 from muai_producers.gateway.admission import Accepted, Admission, Submission
-from muai_producers.gateway.answers import Receipt, catalog
+from muai_producers.gateway.answers import catalog, many_receipts, receipt_of
+from muai_producers.gateway.callers import Caller, Doorkeeper, caller_of
 from muai_producers.gateway.coalescing import Coalescer
 from muai_producers.gateway.draining import Drain
-from muai_producers.gateway.failures import (
-    JSON_TYPE,
-    AlreadyFinishedError,
-    BodyTimeoutError,
-    UnsupportedMediaTypeError,
-)
+from muai_producers.gateway.failures import JSON_TYPE, AlreadyFinishedError, shown
 from muai_producers.gateway.health import Observer, health, readiness
+from muai_producers.gateway.reading import headers_of, query_wait, read_json, trace_of, wait_of
 from muai_producers.gateway.results import ResultHub
-from muai_producers.gateway.standing import Standing, read_standing, status_url
-from muai_producers.gateway.submission import RequestBuilder, parse_number, read_body
+from muai_producers.gateway.standing import Standing, read_standing
+from muai_producers.gateway.submission import (
+    DEADLINE,
+    IDEMPOTENCY_KEY,
+    PRIORITY,
+    InferenceBody,
+    RequestBuilder,
+    read_body,
+    read_many,
+)
 from muai_producers.store import PENDING, REVOKED, Store, failure_answer
 
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_producers.wire import InferenceRequest
 
-MAX_WAIT_S = 60.0
-BODY_TIMEOUT_S = 30.0
 ADMITTED_TOGETHER = 256
-_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\b", re.IGNORECASE)
 _encode = msgspec.json.Encoder().encode
 Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
 
@@ -73,6 +73,7 @@ class Routes:
         admission: Admission,
         observer: Observer,
         drain: Drain,
+        doorkeeper: Doorkeeper,
         executor: Executor,
     ) -> None:
         self._settings = settings
@@ -80,6 +81,7 @@ class Routes:
         self._hub = hub
         self._observer = observer
         self._drain = drain
+        self._doorkeeper = doorkeeper
         self._executor = executor
         self.builder = RequestBuilder(settings, hub.reply_channel)
         self.admissions: Coalescer[Submission, Accepted] = Coalescer(
@@ -94,6 +96,7 @@ class Routes:
         router.route_class = DirectRoute
         server = self._settings.monitoring.server
         router.post("/v1/inference", **openapi.SUBMIT)(self.submit)
+        router.post("/v1/inference/batch", **openapi.SUBMIT_MANY)(self.submit_many)
         router.get("/v1/inference/{id}", **openapi.GET)(self.get)
         router.delete("/v1/inference/{id}", **openapi.CANCEL)(self.cancel)
         router.get("/v1/models", **openapi.MODELS)(self.models)
@@ -102,33 +105,74 @@ class Routes:
 
     async def submit(self, request: Request) -> Response:
         """Submit a request; with `wait`, stay for the result."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
-        wait_s, is_preference = _wait(request, headers)
-        raw = await self.read(request, headers)
-        inference = self.builder.build(read_body(raw), headers, self._hub.new_id())
+        headers = headers_of(request)
+        caller = caller_of(request)
+        wait_s, is_preference = wait_of(request, headers)
+        raw = await read_json(request, headers, self.builder.check_size)
+        inference = self._build(request, caller, read_body(raw), headers)
+        await self._doorkeeper.charge(caller)
         submit = self._submit_and_wait if wait_s > 0 else self._submit
-        response = await submit(inference, len(raw), wait_s)
+        response = await submit(inference, caller, len(raw), wait_s)
         if is_preference:
             response.headers["preference-applied"] = f"wait={wait_s:g}"
         return response
 
-    async def _submit(self, inference: InferenceRequest, num_bytes: int, _: float) -> Response:
-        accepted = await self.admissions.add(Submission(inference, awaited=False), num_bytes)
+    async def submit_many(self, request: Request) -> Response:
+        """Submit many requests, each accepted or refused by itself."""
+        headers = headers_of(request)
+        caller = caller_of(request)
+        once_each = {name for name in (IDEMPOTENCY_KEY, PRIORITY, DEADLINE) if name in headers}
+        if once_each:
+            name = min(once_each)
+            raise InvalidRequestError(
+                f"the header {name} is for one request; say it in each of the requests", {"field": name}
+            )
+        raw = await read_json(request, headers, self.builder.check_size)
+        bodies = read_many(raw, self._settings.gateway.max_requests_per_call)
+        built = [self._build_or_error(request, caller, body) for body in bodies]
+        await self._doorkeeper.charge(caller, sum(not isinstance(one, MuaiError) for one in built))
+        outcomes = await asyncio.gather(*(self._admit_one(one, caller) for one in built))
+        return Response(_encode(many_receipts(outcomes)), 202, media_type=JSON_TYPE)
+
+    def _build(
+        self, request: Request, caller: Caller, body: InferenceBody, headers: Mapping[str, str]
+    ) -> InferenceRequest:
+        request_id = self._hub.new_id()
+        return self.builder.build(body, headers, request_id, tenant=caller.tenant, trace=trace_of(request))
+
+    def _build_or_error(self, request: Request, caller: Caller, raw: msgspec.Raw) -> InferenceRequest | MuaiError:
+        try:
+            return self._build(request, caller, read_body(bytes(raw)), {})
+        except MuaiError as error:
+            return error
+
+    async def _admit_one(self, built: InferenceRequest | MuaiError, caller: Caller) -> Accepted | MuaiError:
+        if isinstance(built, MuaiError):
+            return built
+        try:
+            return await self.admissions.add(Submission(built, awaited=False, limits=caller.limits))
+        except MuaiError as error:
+            return shown(error)  # others of the call may be accepted: each says by itself what became of it
+
+    async def _submit(self, inference: InferenceRequest, caller: Caller, num_bytes: int, _: float) -> Response:
+        accepted = await self.admissions.add(Submission(inference, awaited=False, limits=caller.limits), num_bytes)
         is_new = accepted.request_id == inference.id
         state = PENDING if is_new else (await self._hub.look(accepted.request_id)).state
-        return _receipt(accepted, inference.id, state)
+        return _receipted(accepted, inference.id, state)
 
-    async def _submit_and_wait(self, inference: InferenceRequest, num_bytes: int, wait_s: float) -> Response:
+    async def _submit_and_wait(
+        self, inference: InferenceRequest, caller: Caller, num_bytes: int, wait_s: float
+    ) -> Response:
         future = self._hub.expect(inference.id)
         try:
-            accepted = await self.admissions.add(Submission(inference, awaited=True), num_bytes)
+            accepted = await self.admissions.add(Submission(inference, awaited=True, limits=caller.limits), num_bytes)
         except BaseException:
             self._hub.forget(inference.id, future)
             raise
         standing = await self._await_result(accepted.request_id, inference.id, future, wait_s)
         if standing.finished:
             return _answer(standing, 200, _also_known(accepted, inference.id))
-        return _receipt(accepted, inference.id, standing.state)
+        return _receipted(accepted, inference.id, standing.state)
 
     async def _await_result(
         self, request_id: str, sent_id: str, future: asyncio.Future[bytes | None], wait_s: float
@@ -144,13 +188,15 @@ class Routes:
 
     async def get(self, request: Request) -> Response:
         """Where a request stands; with `wait`, its result as soon as it is there."""
-        standing = await self._hub.wait(request.path_params["id"], _query_wait(request) or 0.0)
+        wait_s = query_wait(request) or 0.0
+        standing = await self._hub.wait(request.path_params["id"], wait_s, caller_of(request))
         return _answer(standing, 200)
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a request that is not finished."""
         request_id = request.path_params["id"]
-        standing = await self._hub.look(request_id)
+        caller = caller_of(request)
+        standing = await self._hub.look(request_id, caller)
         if not standing.finished:
             loop = asyncio.get_running_loop()
             if await loop.run_in_executor(self._executor, self.revoke, request_id):
@@ -164,7 +210,8 @@ class Routes:
     def revoke(self, request_id: str) -> bool:
         """Cancel a request; False when it had finished already. Blocks."""
         error = RequestCancelledError(f"request {request_id} was cancelled", {"request_id": request_id})
-        answer = failure_answer(request_id, error, self._hub.channel_of(request_id), state=REVOKED)
+        tenant = self._store.tenant_of(request_id)
+        answer = failure_answer(request_id, error, self._hub.channel_of(request_id), state=REVOKED, tenant=tenant)
         return self._store.answer([answer])[0]
 
     async def models(self, request: Request) -> Response:
@@ -186,64 +233,15 @@ class Routes:
         verdict = readiness(await self._observer.picture(), self._settings, draining=self._drain.draining)
         return Response(_encode(verdict), 200 if verdict.ready else 503, media_type=JSON_TYPE)
 
-    async def read_json(self, request: Request) -> bytes:
-        """The body of a request that must be JSON, within the limit on its size."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
-        return await self.read(request, headers)
-
-    async def read(self, request: Request, headers: Mapping[str, str]) -> bytes:
-        """The body, refused as soon as it is seen to be too large, whether or not its length was announced."""
-        media_type = headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
-        if media_type != JSON_TYPE:
-            raise UnsupportedMediaTypeError(f"the body must be {JSON_TYPE}, got {media_type[:100]!r}")
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaTypeError("compressed bodies are not taken; send it without Content-Encoding")
-        announced = headers.get("content-length", "")
-        if announced.isdecimal():
-            self.builder.check_size(int(announced))
-        chunks, num_bytes = [], 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                async for chunk in request.stream():
-                    num_bytes += len(chunk)
-                    self.builder.check_size(num_bytes)
-                    chunks.append(chunk)
-        except TimeoutError:
-            raise BodyTimeoutError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-        return b"".join(chunks)
-
-
-def _wait(request: Request, headers: Mapping[str, str]) -> tuple[float, bool]:
-    """Seconds that the client wants to wait, and whether that was a preference (RFC 7240), which is capped."""
-    asked = _query_wait(request)
-    if asked is not None:
-        return asked, False
-    preferred = _PREFER_WAIT.search(headers.get("prefer", ""))
-    return (min(float(preferred[1]), MAX_WAIT_S), True) if preferred else (0.0, False)
-
-
-def _query_wait(request: Request) -> float | None:
-    if not request.scope["query_string"]:
-        return None
-    told = dict(parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)).get("wait")
-    if told is None:
-        return None
-    wait_s = parse_number(told)
-    if wait_s is None or wait_s > MAX_WAIT_S:
-        raise InvalidRequestError(
-            f"wait must be a number of seconds from 0 to {MAX_WAIT_S:g}, got {told[:40]!r}", {"field": "wait"}
-        )
-    return wait_s
-
 
 def _answer(standing: Standing, status: int, headers: dict[str, str] | None = None) -> Response:
     return Response(_encode(standing), status, headers, JSON_TYPE)
 
 
-def _receipt(accepted: Accepted, sent_id: str, state: str) -> Response:
-    url = status_url(accepted.request_id)
-    receipt = Receipt(id=accepted.request_id, status_url=url, state=state, queue_position=accepted.queue_position)
-    return Response(_encode(receipt), 202, {"location": url, **_also_known(accepted, sent_id)}, JSON_TYPE)
+def _receipted(accepted: Accepted, sent_id: str, state: str) -> Response:
+    receipt = receipt_of(accepted, state)
+    headers = {"location": receipt.status_url, **_also_known(accepted, sent_id)}
+    return Response(_encode(receipt), 202, headers, JSON_TYPE)
 
 
 def _also_known(accepted: Accepted, sent_id: str) -> dict[str, str]:

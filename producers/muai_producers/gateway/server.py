@@ -5,14 +5,18 @@ from __future__ import annotations
 import ipaddress
 import logging
 import signal
+import ssl
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from muai_producers.cli.invocation import Invocation
 from muai_producers.gateway.app import create_gateway
+
+if TYPE_CHECKING:
+    from muai_config.gateway import GatewaySettings, ProxySettings, TlsSettings
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop may keep a thread waiting that has heard from Redis: Python's own 5 ms would be met several
@@ -32,7 +36,7 @@ def application() -> FastAPI:
     return create_gateway(invocation.settings)
 
 
-def serve(host: str, port: int, *, workers: int, log_level: str) -> None:
+def serve(host: str, port: int, *, workers: int, log_level: str, gateway: GatewaySettings) -> None:
     """Serve until told to stop. Blocks."""
     # uvicorn raises the signal that ended it once more when it is done; the end was orderly, so the status is 0.
     previous = {signum: signal.signal(signum, _ignore) for signum in (signal.SIGTERM, signal.SIGINT)}
@@ -46,13 +50,29 @@ def serve(host: str, port: int, *, workers: int, log_level: str) -> None:
             log_level=log_level.lower(),
             access_log=log_level.upper() == "DEBUG",
             server_header=False,
-            proxy_headers=False,
+            **_proxy(gateway.proxy),
+            **_tls(gateway.tls),
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=AFTER_DRAIN_S,
         )
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _proxy(proxy: ProxySettings) -> dict[str, Any]:
+    if not proxy.trust_headers:
+        return {"proxy_headers": False}
+    return {"proxy_headers": True, "forwarded_allow_ips": list(proxy.trusted_addresses)}
+
+
+def _tls(tls: TlsSettings) -> dict[str, Any]:
+    if tls.certificate is None or tls.private_key is None:
+        return {}
+    options: dict[str, Any] = {"ssl_certfile": str(tls.certificate), "ssl_keyfile": str(tls.private_key)}
+    if tls.client_ca is not None:
+        options |= {"ssl_ca_certs": str(tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return options
 
 
 def _ignore(*_: Any) -> None:

@@ -54,9 +54,15 @@ def status_url(request_id: str) -> str:
 
 def read_standing(request_id: str, meta: bytes | None) -> Standing:
     """Read the stored state; None is a request that is in flight and nobody has touched yet."""
+    return read_owned(request_id, meta)[0]
+
+
+def read_owned(request_id: str, meta: bytes | None) -> tuple[Standing, str]:
+    """As `read_standing`, with the tenant whose request it is; '' where the state does not say."""
     if meta is None:
-        return Standing(id=request_id, state=PENDING, status_url=status_url(request_id))
-    return standing_of(request_id, _read(meta))
+        return Standing(id=request_id, state=PENDING, status_url=status_url(request_id)), ""
+    stored = _read(meta)
+    return standing_of(request_id, stored), stored.tenant
 
 
 def standing_of(request_id: str, stored: StoredState) -> Standing:

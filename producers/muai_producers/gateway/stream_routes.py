@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 
 from muai_producers.gateway import openapi
+from muai_producers.gateway.callers import caller_of
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.sse import HEARTBEAT, EventStream, event
 from muai_producers.gateway.streams import News, StreamHub
@@ -38,7 +39,7 @@ class StreamRoutes:
             return Response(status_code=204)
         if after is not None:
             Offset.parse(after)
-        await self._hub.look(request_id)  # or 404
+        await self._hub.look(request_id, caller_of(request))  # or 404
         return EventStream(self._events(request_id, after))
 
     async def _events(self, request_id: str, after: str | None) -> AsyncGenerator[bytes, None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -20,23 +20,28 @@ from muai_producers.errors import (
     PayloadTooLargeError,
     UnsupportedTaskError,
 )
+from muai_producers.webhooks.policy import HookPolicy
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
     Name,
     Parameters,
     TaskName,
+    TraceHeader,
+    WebhookUrl,
     validate_inputs,
 )
 
 if TYPE_CHECKING:
     from muai_config import Settings
 
+Body = TypeVar("Body")
 MAX_DEADLINE_S = 31_536_000
 Seconds = Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)]
 Priority = Annotated[int, Meta(ge=0, le=9)]
 IDEMPOTENCY_KEY, PRIORITY, DEADLINE = "idempotency-key", "x-muai-priority", "x-muai-deadline-s"
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=256, pattern="^[!-~]*$")]
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _NAMED_FIELD = re.compile(r"field `([^`]*)`")
 
@@ -60,10 +65,23 @@ class InferenceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Requests of one conversation go to the worker that has its cache."""
     engine_preference: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
     """Engines to try first, in order."""
+    idempotency_key: IdempotencyKey | None = None
+    """A repeated request with the same key and content is the same request. The header Idempotency-Key says the
+    same."""
+    webhook: WebhookUrl | None = None
+    """Where word of the end is posted to, signed; its host must be one that the gateway allows."""
     stream: bool = False
     """Tell the text as it is generated, at `/v1/inference/{id}/stream`."""
 
 
+class ManyBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Many inferences to be made; each is accepted or refused by itself."""
+
+    requests: list[msgspec.Raw]
+    """Each as the body of POST /v1/inference."""
+
+
+_decode_many = msgspec.json.Decoder(ManyBody).decode
 _decode = msgspec.json.Decoder(InferenceBody).decode
 
 
@@ -74,8 +92,28 @@ def read_body(raw: bytes) -> InferenceBody:
         MalformedMessageError: it is not JSON.
         InvalidRequestError: a field is missing, unknown, of the wrong type or out of range; `field` names it.
     """
+    return read_struct(_decode, raw)
+
+
+def read_many(raw: bytes, max_requests: int) -> list[msgspec.Raw]:
+    """Decode the body of a POST of many, its requests left as they are.
+
+    Raises:
+        MalformedMessageError, InvalidRequestError: as `read_body`, of what is around the requests.
+    """
+    requests = read_struct(_decode_many, raw).requests
+    if not 1 <= len(requests) <= max_requests:
+        raise InvalidRequestError(
+            f"requests must have 1 to {max_requests} entries (gateway.max_requests_per_call), got {len(requests)}",
+            {"field": "requests"},
+        )
+    return requests
+
+
+def read_struct(decode: Callable[[bytes], Body], raw: bytes) -> Body:
+    """Decode a JSON body with one of msgspec's decoders; raises as `read_body`."""
     try:
-        return _decode(raw)
+        return decode(raw)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_sentence(str(error)), {"field": _field(str(error))}) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -98,17 +136,28 @@ class RequestBuilder:
     """Builds requests under one configuration.
 
     Args:
-        reply_channel: where word of their end is to go.
+        reply_channel: where word of their end is to go; None: nowhere.
     """
 
-    def __init__(self, settings: Settings, reply_channel: str) -> None:
+    def __init__(self, settings: Settings, reply_channel: str | None) -> None:
         self._settings = settings
         self._reply_channel = reply_channel
+        self._webhooks = HookPolicy(settings.gateway.webhooks)
         self.max_body_bytes = settings.queue.max_payload_mb * 1_000_000
 
-    def build(self, body: InferenceBody, headers: Mapping[str, str], request_id: str) -> InferenceRequest:
+    def build(
+        self,
+        body: InferenceBody,
+        headers: Mapping[str, str],
+        request_id: str,
+        *,
+        tenant: str,
+        trace: dict[TraceHeader, str],
+    ) -> InferenceRequest:
         """The request as it travels.
 
+        Args:
+            headers: of HTTP, their names in lower case; no others than those are read that a body can say too.
         Raises:
             ModelNotFoundError, UnsupportedTaskError: the catalog says no.
             InvalidRequestError: a field or a header is wrong; `field` names it.
@@ -131,7 +180,10 @@ class RequestBuilder:
             priority=DEFAULT_PRIORITY if priority is None else int(priority),
             deadline=None if deadline_s is None else now_s + deadline_s,
             conversation_id=body.conversation_id,
-            idempotency_key=_idempotency_key(headers),
+            tenant=tenant,
+            idempotency_key=idempotency_key(body.idempotency_key, headers),
+            webhook=None if body.webhook is None else self._webhooks.check(body.webhook),
+            trace=trace,
             stream=body.stream,
             submitted_at=now_s,
             reply_to=self._reply_channel,
@@ -175,9 +227,16 @@ def _inputs(given: str | list[Message] | dict[str, Any]) -> dict[str, Any]:
     return given if isinstance(given, dict) else {"messages": msgspec.to_builtins(given)}
 
 
-def _idempotency_key(headers: Mapping[str, str]) -> str | None:
+def idempotency_key(given: str | None, headers: Mapping[str, str]) -> str | None:
+    """The idempotency key that body or header names, not both."""
     key = headers.get(IDEMPOTENCY_KEY)
-    if key is not None and not _KEY.fullmatch(key):
+    if key is None:
+        return given
+    if given is not None:
+        raise InvalidRequestError(
+            "idempotency_key is given twice: in the body and as the header", {"field": "idempotency_key"}
+        )
+    if not _KEY.fullmatch(key):
         raise InvalidRequestError(
             "the header Idempotency-Key must have 1 to 256 visible ASCII characters", {"field": "Idempotency-Key"}
         )

@@ -14,14 +14,16 @@ from fastapi import FastAPI, Request, Response
 from muai_config import celery_settings
 from muai_producers.errors import InvalidRequestError
 from muai_producers.gateway import openapi
+from muai_producers.gateway.callers import Doorkeeper, caller_of
 from muai_producers.gateway.failures import JSON_TYPE
+from muai_producers.gateway.reading import headers_of, read_json
 from muai_producers.gateway.standing import status_url
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowEntry, WorkflowList, WorkflowReceipt
 from muai_producers.workflows.orchestrator import AUTO
 from muai_producers.workflows.runs import WorkflowRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from muai_config import Settings
     from muai_producers.client import InferenceClient
@@ -31,28 +33,24 @@ if TYPE_CHECKING:
 class WorkflowRoutes:
     """The endpoints. Publishing a run blocks, and happens on `executor`."""
 
-    def __init__(self, settings: Settings, client: InferenceClient, hub: ResultHub, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, client: InferenceClient, hub: ResultHub, doorkeeper: Doorkeeper, executor: Executor
+    ) -> None:
         app = Celery("muai.gateway", set_as_current=False)
         app.conf.update(celery_settings(settings, "producer"))
         self._runs = WorkflowRuns(settings, client, app)
         self._hub = hub
+        self._doorkeeper = doorkeeper
         self._executor = executor
         self._list = msgspec.json.encode(WorkflowList(data=self._entries()))
 
-    def register(
-        self,
-        app: FastAPI,
-        read: Callable[[Request], Awaitable[bytes]],
-        tenant_of: Callable[[Request], str] = lambda _: "default",
-    ) -> None:
+    def register(self, app: FastAPI, check_size: Callable[[int], None]) -> None:
         """Give the application the paths.
 
         Args:
-            read: the checked body of a request.
-            tenant_of: whose request it is.
+            check_size: raises when a body may not have so many bytes.
         """
-        self._read = read
-        self._tenant_of = tenant_of
+        self._check_size = check_size
         app.router.get("/v1/workflows", **openapi.WORKFLOWS)(self.list)
         app.router.post("/v1/workflows/{name}", **openapi.START_WORKFLOW)(self.start)
 
@@ -71,16 +69,18 @@ class WorkflowRoutes:
 
     async def start(self, request: Request) -> Response:
         """Start a run."""
-        raw = await self._read(request)
+        raw = await read_json(request, headers_of(request), self._check_size)
         try:
             body = msgspec.json.decode(raw, type=WorkflowBody)
         except msgspec.DecodeError as error:
             raise InvalidRequestError(f"the body: {error}", {"field": "body"}) from error
+        caller = caller_of(request)
+        await self._doorkeeper.charge(caller)
         submit = functools.partial(
             self._runs.submit,
             request.path_params["name"],
             body.parameters,
-            tenant=self._tenant_of(request),
+            tenant=caller.tenant,
             timeout_s=body.timeout_s,
             run_id=self._hub.new_id(),
             reply_to=self._hub.reply_channel,

@@ -134,7 +134,7 @@ class WorkflowRuns:
         )
         try:
             self._count_in(run, now_s)
-            self._store.mark(RECEIVED, [run.id], {"workflow": workflow})
+            self._store.mark(RECEIVED, [run.id], {"workflow": workflow}, tenant=run.tenant)
             self._publish(run, {})
         except (redis.RedisError, OperationalError) as error:
             raise BrokerError(f"the run was not started: {error}") from error
@@ -184,7 +184,8 @@ class WorkflowRuns:
             raise
         except MuaiError as error:
             ending = REVOKED if isinstance(error, RequestCancelledError) else None
-            self._end(run, failure_answer(run.id, error, run.reply_to, **({"state": ending} if ending else {})))
+            state_of_end = {"state": ending} if ending else {}
+            self._end(run, failure_answer(run.id, error, run.reply_to, tenant=run.tenant, **state_of_end))
             return None
 
     def _check(self, run: Run) -> None:
@@ -209,7 +210,7 @@ class WorkflowRuns:
         number = names.index(step)
         reports = state.get("steps", [])
         progress = {"workflow": run.workflow, "step": step, "number": number + 1, "of": len(names), "steps": reports}
-        self._store.mark(STARTED, [run.id], progress)
+        self._store.mark(STARTED, [run.id], progress, tenant=run.tenant)
         started_s = time.monotonic()
         context = RunContext(run.id, run.tenant, self._inference(run))
         known = workflow.run_step(step, run.parameters, state, context)
@@ -230,7 +231,9 @@ class WorkflowRuns:
 
 
 def _as_request(run: Run) -> InferenceRequest:
-    return InferenceRequest(id=run.id, model=f"workflow/{run.workflow}", inputs={}, reply_to=run.reply_to)
+    return InferenceRequest(
+        id=run.id, model=f"workflow/{run.workflow}", inputs={}, tenant=run.tenant, reply_to=run.reply_to
+    )
 
 
 def _result(run: Run, known: State) -> InferenceResult:

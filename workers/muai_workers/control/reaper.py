@@ -21,7 +21,7 @@ from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import EngineUnavailableError, MalformedMessageError
 from muai_producers.fleet import BatchDone, Fleet, FleetView
 from muai_producers.messages import RUN_BATCH_TASK
-from muai_producers.store import META_PREFIX, Store
+from muai_producers.store import META_PREFIX, Store, read_entry
 from muai_producers.wire import Batch
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Reaper:
         """Give back the capacity of requests that no queue, no collector and no worker has ever seen."""
         before_s, orphans = time.time() - ORPHAN_AFTER_S, []
         for request_id, entry in self._client.hscan_iter(self._store.keys.inflight, count=500):
-            admitted_s = float(entry.rsplit(b"\t", 1)[-1])
+            _, admitted_s = read_entry(entry)
             if admitted_s < before_s and not self._client.exists(META_PREFIX + request_id.decode()):
                 orphans.append(request_id.decode())
         if orphans:

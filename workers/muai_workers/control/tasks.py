@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from muai_config.queues import CONTROL
+from muai_producers.client import InferenceClient
 from muai_producers.connections import state_client
+from muai_producers.files.folder import FileFolder
+from muai_producers.files.shelf import FileShelf
 from muai_producers.store import Store
+from muai_workers.control.batches import BatchRunner
 from muai_workers.control.reaper import Reaper
+from muai_workers.control.rounds import Rounds
 from muai_workers.control.singleton import singleton
 from muai_workers.control.workflow_tasks import register_workflows
 
@@ -24,6 +29,45 @@ log = logging.getLogger(__name__)
 REAP_EVERY_S = 5.0
 REAP_LIMIT_S = 60.0
 REAP_TASK = "muai.control.reap"
+BATCHES_TASK = "muai.control.batches"
+BATCHES_EVERY_S = 1.0
+BATCHES_FOR_S = 10.0
+SWEEP_TASK = "muai.control.sweep_files"
+SWEEP_EVERY_S = 3600.0
+
+
+def _every(task: str, seconds: float) -> dict[str, Any]:
+    # A run that nobody took before the next is due is not worth making up for.
+    return {"task": task, "schedule": seconds, "options": {"queue": CONTROL, "expires": seconds}}
+
+
+def _register_batches(app: Celery, settings: Settings) -> None:
+    client = InferenceClient(settings)
+    folder = FileFolder.from_settings(settings)
+    runner = BatchRunner(
+        settings, client.store, lambda requests, limits: client.submitter().submit(requests, limits), folder
+    )
+    prefix = settings.queue.key_prefix
+    rounds = Rounds(client.store.client, f"{prefix}:lock:batch", runner.batches.open_ids, runner.step)
+
+    @app.task(name=BATCHES_TASK, ignore_result=True)
+    def batches() -> int:
+        """Go on with the batches of requests from files."""
+        try:
+            return rounds.run(BATCHES_FOR_S)
+        except (redis.RedisError, OperationalError) as error:
+            log.warning("could not go on with batches: %s; the next run will", error)
+            return 0
+
+    @app.task(name=SWEEP_TASK, ignore_result=True)
+    def sweep_files() -> int:
+        """Delete files that have expired, and what crashes have left in their folder."""
+        shelf = FileShelf(client.store, folder, settings.gateway.files)
+        with singleton(client.store.client, f"{prefix}:lock:sweep", REAP_LIMIT_S) as is_ours:
+            if not is_ours:
+                return 0
+            expired = shelf.expire()
+            return expired + folder.sweep(lambda name: shelf.is_known(name) or runner.batches.is_open(name))
 
 
 def register(app: Celery, settings: Settings) -> None:
@@ -45,13 +89,11 @@ def register(app: Celery, settings: Settings) -> None:
             log.info("repaired %s", ", ".join(f"{count} {what}" for what, count in found.items() if count))
         return found
 
+    _register_batches(app, settings)
     app.conf.beat_schedule = {
-        "reap": {
-            "task": REAP_TASK,
-            "schedule": REAP_EVERY_S,
-            # A run that nobody took before the next is due is not worth making up for.
-            "options": {"queue": CONTROL, "expires": REAP_EVERY_S},
-        }
+        "reap": _every(REAP_TASK, REAP_EVERY_S),
+        "batches": _every(BATCHES_TASK, BATCHES_EVERY_S),
+        "sweep-files": _every(SWEEP_TASK, SWEEP_EVERY_S),
     }
     # Every task repeats at an interval, so there is nothing to remember on disk between runs.
     app.conf.beat_scheduler = "celery.beat:Scheduler"

@@ -26,7 +26,8 @@ from muai_producers.gateway.sse import disconnected
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.streams import News, StreamHub
 from muai_producers.gateway.submission import IDEMPOTENCY_KEY, InferenceBody, RequestBuilder
-from muai_producers.wire import InferenceRequest, InferenceResult
+from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.wire import InferenceRequest, InferenceResult, TraceHeader
 
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 600.0
@@ -67,7 +68,14 @@ class Calls:
         self._drain = drain
         self._executor = executor
 
-    def build(self, inferences: Sequence[InferenceBody], headers: Mapping[str, str]) -> list[InferenceRequest]:
+    def build(
+        self,
+        inferences: Sequence[InferenceBody],
+        headers: Mapping[str, str],
+        *,
+        tenant: str,
+        trace: dict[TraceHeader, str],
+    ) -> list[InferenceRequest]:
         """The requests of a call.
 
         Raises:
@@ -76,21 +84,29 @@ class Calls:
         key = headers.get(IDEMPOTENCY_KEY)
         return [
             self._builder.build(
-                body, {**headers, IDEMPOTENCY_KEY: f"{key}.{index}"} if key and index else headers, self._hub.new_id()
+                body,
+                {**headers, IDEMPOTENCY_KEY: f"{key}.{index}"} if key and index else headers,
+                self._hub.new_id(),
+                tenant=tenant,
+                trace=trace,
             )
             for index, body in enumerate(inferences)
         ]
 
-    async def results(self, requests: Sequence[InferenceRequest], receive: Receive) -> list[InferenceResult]:
+    async def results(
+        self, requests: Sequence[InferenceRequest], receive: Receive, limits: TenantLimits = NO_LIMITS
+    ) -> list[InferenceResult]:
         """Send requests and wait for all of them.
 
+        Args:
+            limits: the caller's.
         Raises:
             ClientDisconnect: the client has gone; the requests are cancelled.
             MuaiError: what the first that failed ended with, or why they could not be sent; the others are cancelled.
         """
         futures = {request.id: self._hub.expect(request.id) for request in requests}
         try:
-            ids = await self._submit(requests)
+            ids = await self._submit(requests, limits)
             async with self._cancelling(ids, keep=requests[0].idempotency_key is not None):
                 waiting = [
                     self._result(request_id, request.id, futures[request.id])
@@ -101,7 +117,9 @@ class Calls:
             for request_id, future in futures.items():
                 self._hub.forget(request_id, future)
 
-    async def follow(self, requests: Sequence[InferenceRequest], receive: Receive) -> AsyncGenerator[Told, None]:
+    async def follow(
+        self, requests: Sequence[InferenceRequest], receive: Receive, limits: TenantLimits = NO_LIMITS
+    ) -> AsyncGenerator[Told, None]:
         """Send requests, and tell of all of them as they go on. Returns once the first of them has told something.
 
         Closing the generator before its end cancels the requests.
@@ -109,7 +127,7 @@ class Calls:
         Raises:
             as `results`.
         """
-        ids = await self._submit(requests, awaited=False)
+        ids = await self._submit(requests, limits, awaited=False)
         told = self._telling(ids, keep=requests[0].idempotency_key is not None)
         try:
             first = await unless_gone(receive, anext(told))
@@ -140,9 +158,11 @@ class Calls:
                 for reader in readers:
                     await reader.aclose()
 
-    async def _submit(self, requests: Sequence[InferenceRequest], *, awaited: bool = True) -> list[str]:
+    async def _submit(
+        self, requests: Sequence[InferenceRequest], limits: TenantLimits, *, awaited: bool = True
+    ) -> list[str]:
         """The ids of the requests: other ones where an Idempotency-Key was known. All are accepted, or none stays."""
-        sent = [self._admissions.add(Submission(request, awaited), _num_bytes(request)) for request in requests]
+        sent = [self._admissions.add(Submission(request, awaited, limits), _num_bytes(request)) for request in requests]
         outcomes = await asyncio.gather(*sent, return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         ids = [outcome.request_id for outcome in outcomes if isinstance(outcome, Accepted)]

@@ -78,13 +78,20 @@ _CHUNK = (
 )
 _ERRORS = {
     400: ("The request is wrong; `param` names the field.", "invalid_request", "temperature: Expected `float` <= 2.0"),
+    401: ("No API key, or none that is known.", "unauthorized", "an API key is needed: send Authorization: Bearer KEY"),
     404: ("There is no such model.", "model_not_found", "there is no model 'gpt-9'"),
     429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full", "full: 100 of 100 requests are in flight"),
+    408: ("The body did not arrive in time.", "body_timeout", "the body did not arrive within 30 s"),
+    409: ("The Idempotency-Key had other content.", "idempotency_conflict", "idempotency key 'x' was used before"),
+    413: ("The body is too large.", "payload_too_large", "the body has more than 16000000 bytes"),
+    415: ("The body is not JSON.", "unsupported_media_type", "the body must be application/json, got 'text/plain'"),
+    500: ("A fault of the gateway's.", "internal_error", "an internal error; the gateway's log has more"),
     502: ("No engine served it.", "engines_exhausted", "no engine served the request"),
     503: ("Stopping, or the broker does not answer.", "broker_unavailable", "the broker does not answer"),
     504: ("Its deadline passed.", "deadline_exceeded", "the deadline passed before it was answered"),
 }
-_KINDS = {429: "rate_limit_error", 502: "server_error", 503: "server_error", 504: "server_error"}
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+_KINDS |= dict.fromkeys((500, 502, 503, 504), "server_error")
 
 
 def _content(schema: type, **example: Any) -> dict[str, Any]:
@@ -113,16 +120,21 @@ def _operation(
         "description": "As OpenAI's clients call it.",
         "tags": ["OpenAI"],
         "response_model": None,
-        "responses": {200: answer, **{status: _error(status) for status in errors}},
+        "responses": {200: answer, **{status: _error(status) for status in _always(errors)}},
         "openapi_extra": {"parameters": [], **extra},
     }
+
+
+def _always(errors: tuple[int, ...]) -> tuple[int, ...]:
+    """The errors of an operation, with those that every one has."""
+    return tuple(sorted({*errors, 400, 401, 500, 503}))
 
 
 def _body(kind: type, examples: dict[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": _content(kind, examples=examples)}
 
 
-_ALL = (400, 404, 429, 502, 503, 504)
+_ALL = (400, 404, 408, 409, 413, 415, 429, 502, 503, 504)
 _STREAM = {"text/event-stream": {"schema": {"type": "string"}, "example": _CHUNK}}
 CHAT = _operation(
     "createChatCompletion",

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from muai_producers.errors import EnginesExhaustedError, MuaiError
 from muai_producers.gateway.openai_api.bodies import UnsupportedFieldError
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models")
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/files", "/v1/batches")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -104,7 +104,7 @@ class OpenAIErrors:
 
 
 def _is_ours(path: str) -> bool:
-    return path in PATHS or path.startswith("/v1/models/")
+    return path in PATHS or path.startswith(("/v1/models/", "/v1/files/", "/v1/batches/"))
 
 
 def _translated(status: int, body: bytes) -> bytes:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 
 from muai_producers.errors import ModelNotFoundError
 from muai_producers.gateway.answers import catalog
+from muai_producers.gateway.callers import Doorkeeper, caller_of
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.failures import JSON_TYPE
 from muai_producers.gateway.openai_api import document
@@ -29,10 +30,12 @@ from muai_producers.gateway.openai_api.translation import (
     completion_inferences,
     embedding_inferences,
 )
+from muai_producers.gateway.reading import headers_of, read_json, trace_of
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.sse import EventStream
 from muai_producers.gateway.streams import StreamHub
+from muai_producers.gateway.submission import InferenceBody
 from muai_producers.wire import InferenceRequest
 
 if TYPE_CHECKING:
@@ -45,9 +48,17 @@ class OpenAIRoutes:
     """The endpoints that OpenAI's clients know."""
 
     def __init__(
-        self, settings: Settings, routes: Routes, hub: ResultHub, streams: StreamHub, drain: Drain, executor: Executor
+        self,
+        settings: Settings,
+        routes: Routes,
+        hub: ResultHub,
+        streams: StreamHub,
+        drain: Drain,
+        doorkeeper: Doorkeeper,
+        executor: Executor,
     ) -> None:
-        self._routes = routes
+        self._check_size = routes.builder.check_size
+        self._doorkeeper = doorkeeper
         self._executor = executor
         self._calls = Calls(hub, streams, routes.builder, routes.admissions, routes.revoke, drain, executor)
         self._models = {entry.id: _encode(entry) for entry in catalog(settings).data}
@@ -62,43 +73,51 @@ class OpenAIRoutes:
 
     async def chat(self, request: Request) -> Response | EventStream:
         """Go on with a chat."""
-        headers = _headers(request)
-        body = read_body(await self._routes.read(request, headers), ChatCompletionBody)
-        requests = self._calls.build(chat_inferences(body), headers)
+        body = read_body(await self._read(request), ChatCompletionBody)
+        requests = await self._build(request, chat_inferences(body))
         if body.stream:
             form = ChatForm(requests[0].id, body.model, body.include_usage)
             return await self._stream(request, body, requests, form)
-        results = await self._calls.results(requests, request.receive)
+        results = await self._calls.results(requests, request.receive, caller_of(request).limits)
         return _answer(chat_completion(requests[0].id, body.model, results))
 
     async def completion(self, request: Request) -> Response | EventStream:
         """Go on with texts."""
-        headers = _headers(request)
-        body = read_body(await self._routes.read(request, headers), CompletionBody)
-        requests = self._calls.build(completion_inferences(body), headers)
+        body = read_body(await self._read(request), CompletionBody)
+        requests = await self._build(request, completion_inferences(body))
         if body.stream:
             form = TextForm(requests[0].id, body.model, body.include_usage)
             return await self._stream(request, body, requests, form)
-        results = await self._calls.results(requests, request.receive)
+        results = await self._calls.results(requests, request.receive, caller_of(request).limits)
         return _answer(completion(requests[0].id, body.model, results, body.n or 1))
 
     async def _stream(
         self, request: Request, body: Generation, requests: list[InferenceRequest], form: ChatForm | TextForm
     ) -> EventStream:
-        told = await self._calls.follow(requests, request.receive)
+        told = await self._calls.follow(requests, request.receive, caller_of(request).limits)
         return EventStream(written(told, form, len(requests), body.n or 1, body.include_usage))
 
     async def embeddings(self, request: Request) -> Response:
         """Embed texts; each is a request of its own, and may travel in a batch of its own."""
-        headers = _headers(request)
-        body = read_body(await self._routes.read(request, headers), EmbeddingBody)
-        requests = self._calls.build(embedding_inferences(body), headers)
-        results = await self._calls.results(requests, request.receive)
+        body = read_body(await self._read(request), EmbeddingBody)
+        requests = await self._build(request, embedding_inferences(body))
+        results = await self._calls.results(requests, request.receive, caller_of(request).limits)
         # Thousands of vectors take a while to write: not on the event loop.
         encoded = await asyncio.get_running_loop().run_in_executor(
             self._executor, lambda: _encode(embedding_list(body.model, results, body.encoding_format))
         )
         return Response(encoded, media_type=JSON_TYPE)
+
+    async def _read(self, request: Request) -> bytes:
+        return await read_json(request, headers_of(request), self._check_size)
+
+    async def _build(self, request: Request, inferences: list[InferenceBody]) -> list[InferenceRequest]:
+        """The requests of a call, counted against its caller's requests per minute."""
+        caller = caller_of(request)
+        headers = headers_of(request)
+        requests = self._calls.build(inferences, headers, tenant=caller.tenant, trace=trace_of(request))
+        await self._doorkeeper.charge(caller, len(requests))
+        return requests
 
     async def model(self, request: Request) -> Response:
         """One model of the catalog."""
@@ -106,10 +125,6 @@ class OpenAIRoutes:
         if name not in self._models:
             raise ModelNotFoundError(f"there is no model {name[:100]!r}; GET /v1/models lists them", {"field": "model"})
         return Response(self._models[name], media_type=JSON_TYPE)
-
-
-def _headers(request: Request) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
 
 
 def _answer(answer: msgspec.Struct) -> Response:

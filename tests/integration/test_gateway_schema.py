@@ -1,0 +1,80 @@
+"""Every call that the OpenAPI document allows, and many that it does not: no 5xx, and answers as documented.
+
+The short form makes some hundred calls. `MUAI_TEST_SCHEMA_CALLS=10000` makes about so many.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.gateway_support import GatewayStack, gateway_stack
+
+from muai_producers.keys import Keys, new_key
+from muai_producers.store import Store
+
+pytestmark = pytest.mark.redis
+CALLS = int(os.environ.get("MUAI_TEST_SCHEMA_CALLS", "300"))
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "ignored_auth",
+)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[GatewayStack]:
+    gateway = {"require_keys": True, "files": {"folder": str(tmp_path / "files")}}
+    models = {  # by the names that the document's examples use
+        "all-minilm-l6-v2": {"task": "embedding", "source": "hub:none", "engines": ["fake"]},
+        "qwen-chat": {"task": "chat", "source": "hub:none", "engines": ["fake"]},
+    }
+    with gateway_stack(tmp_path, queue_capacity=2000, sections={"gateway": gateway, "models": models}) as stack:
+        stack.start_serving()
+        stack.start_gateway()
+        yield stack
+
+
+@pytest.mark.timeout(120 + CALLS)
+def test_given_any_calls_then_no_fault_of_ours_and_every_answer_is_as_documented(
+    stack: GatewayStack, tmp_path: Path
+) -> None:
+    key, record = new_key("fuzz")
+    Keys(Store(stack.redis.client)).add(record)
+    program = Path(sys.executable).with_name("schemathesis")
+    assert program.exists() or shutil.which("schemathesis"), "schemathesis is not installed: pip install 'muai[dev]'"
+    num_operations = 20
+    command = [
+        str(program),
+        "run",
+        f"{stack.url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {key}",
+        "--checks",
+        ",".join(CHECKS),
+        "--phases",
+        "examples,fuzzing",
+        "--max-examples",
+        str(max(1, CALLS // num_operations)),
+        "--seed",
+        "20" if CALLS < 1000 else str(os.getpid()),
+        "--request-timeout",
+        "20",
+        "--suppress-health-check",
+        "all",
+        "--continue-on-failure",
+        "--no-color",
+        "--generation-database",
+        "none",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
