@@ -150,7 +150,8 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         worker = held[0]
         runner = worker.runner
-        tag = task.request.properties["delivery_tag"]  # known to this thread alone
+        # Known to this thread alone; our Redis transport sends it along, AMQP does not.
+        tag = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else ""
 
         def claim() -> None:
             if worker.is_leaving:
