@@ -18,7 +18,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 from tests.gateway_support import GatewayStack, gateway_stack
-from tests.transport_support import wait_until
+from tests.transport_support import free_port, wait_until
 
 from muai_config import build_settings
 from muai_producers import InferenceClient
@@ -311,3 +311,39 @@ def test_given_a_call_that_ends_badly_in_mid_stream_then_the_client_raises(stack
             assert other.cancel(first.id.removeprefix("chatcmpl-"))
         with pytest.raises(openai.APIError, match="was cancelled"):
             list(chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_given_a_gateway_that_stops_then_whoever_still_waits_is_told_to_send_again_and_nothing_runs_on(
+    stack: GatewayStack, store: Store, stream: bool
+) -> None:
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUAI_MON_SERVER_GRACEFUL_SHUTDOWN_TIMEOUT", "1")
+        gateway = stack.start("gateway", "--port", str(port))
+    wait_until(lambda: "Uvicorn running" in gateway.log.read_text(), what="the second gateway")
+
+    async def scenario() -> None:
+        async with AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+            if stream:
+                turns: list[Any] = [{"role": "user", "content": LONG}]
+                chunks = await client.chat.completions.create(
+                    model="chatty", messages=turns, max_tokens=400, stream=True
+                )
+                await anext(aiter(chunks))
+                gateway.terminate()
+                with pytest.raises(openai.APIError, match="is stopping"):
+                    [chunk async for chunk in chunks]
+                return
+            call = asyncio.ensure_future(client.embeddings.create(model="parked", input=["x", "y"]))
+            async with asyncio.timeout(20):
+                while store.in_flight() < 2:
+                    await asyncio.sleep(0.01)
+            gateway.terminate()
+            with pytest.raises(openai.InternalServerError) as refused:
+                await call
+            assert (refused.value.status_code, refused.value.code) == (503, "shutting_down")
+
+    asyncio.run(scenario())
+    assert gateway.popen.wait(timeout=15) == 0
+    wait_until(lambda: store.in_flight() == 0, 3.0, "what was given up to be cancelled")

@@ -69,7 +69,7 @@ def read(
 
     async def scenario() -> bytes:
         form_or_chat = form or ChatForm("r", "m", include_usage)
-        chunks = written(source(), form_or_chat, num_answers, num_answers, include_usage)
+        chunks = written(source(), form_or_chat, num_answers, include_usage)
         return b"".join([chunk async for chunk in chunks])
 
     lines = asyncio.run(scenario()).decode().split("\n\n")
@@ -191,7 +191,6 @@ def test_given_two_answers_told_in_turns_then_their_chunks_keep_apart_and_usage_
     [
         ([(0, news(text("a"))), (0, news(StreamEvent("restart", "0-0"), text("b")))], "stream_restarted"),
         ([(0, news(text("a"))), (0, news(error=DeadlineExceededError("too late")))], "deadline_exceeded"),
-        ([(0, news(text("a")))], "shutting_down"),
     ],
 )
 def test_given_a_stream_that_cannot_end_well_then_an_error_ends_it(told: Any, code: str) -> None:

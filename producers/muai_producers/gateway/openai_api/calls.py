@@ -32,6 +32,7 @@ from muai_producers.wire import InferenceRequest, InferenceResult, TraceHeader
 log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 600.0
 """As long as OpenAI's own clients wait."""
+STOPPING = "this gateway is stopping; send the request again, another one takes it"
 Outcome = TypeVar("Outcome")
 
 
@@ -142,6 +143,7 @@ class Calls:
         readers = [self._streams.read(request_id) for request_id in ids]
         pending = {asyncio.ensure_future(anext(reader)): index for index, reader in enumerate(readers)}
         async with self._cancelling(ids, keep=keep):
+            num_ended = 0
             try:
                 while pending:
                     done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -151,12 +153,15 @@ class Calls:
                             news = task.result()
                         except StopAsyncIteration:
                             continue
+                        num_ended += news.end is not None
                         pending[asyncio.ensure_future(anext(readers[index]))] = index
                         yield Told(index, news)
             finally:
                 await _stop(pending)
                 for reader in readers:
                     await reader.aclose()
+            if num_ended < len(ids):
+                raise DrainingError(STOPPING)
 
     async def _submit(
         self, requests: Sequence[InferenceRequest], limits: TenantLimits, *, awaited: bool = True
@@ -185,7 +190,7 @@ class Calls:
         if standing.result is not None:
             return msgspec.json.decode(standing.result, type=InferenceResult)
         if self._drain.draining:
-            raise DrainingError("this gateway is stopping; send the request again, another one takes it")
+            raise DrainingError(STOPPING)
         raise ResultTimeoutError(f"request {standing.id} is not finished after {CALL_TIMEOUT_S:g} s")
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import msgspec
 
 from muai_producers.errors import MuaiError
-from muai_producers.gateway.failures import DrainingError
 from muai_producers.gateway.openai_api.answers import (
     ChatChunkChoice,
     ChatCompletionChunk,
@@ -126,7 +125,7 @@ class TextForm:
 
 
 async def written(
-    told: AsyncGenerator[Told, None], form: Form, num_answers: int, answers_per_prompt: int, include_usage: bool
+    told: AsyncGenerator[Told, None], form: Form, answers_per_prompt: int, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """The events of a stream. One that cannot end well ends in an error, and without `[DONE]`."""
     results: dict[int, InferenceResult] = {}
@@ -149,8 +148,6 @@ async def written(
             if one.news.error is not None:
                 raise told_error(one.news.error)
             yield b"".join(event(_encode(chunk)) for chunk in chunks if chunk is not None) or HEARTBEAT
-        if len(results) < num_answers:
-            raise DrainingError("this gateway is stopping; send the request again, another one takes it")
     except MuaiError as error:
         yield event(_encode(error_body(error.http_status, error.code, error.message, error.details)))
         return

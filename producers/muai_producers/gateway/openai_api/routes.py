@@ -95,7 +95,7 @@ class OpenAIRoutes:
         self, request: Request, body: Generation, requests: list[InferenceRequest], form: ChatForm | TextForm
     ) -> EventStream:
         told = await self._calls.follow(requests, request.receive, caller_of(request).limits)
-        return EventStream(written(told, form, len(requests), body.n or 1, body.include_usage))
+        return EventStream(written(told, form, body.n or 1, body.include_usage))
 
     async def embeddings(self, request: Request) -> Response:
         """Embed texts; each is a request of its own, and may travel in a batch of its own."""
