@@ -188,11 +188,10 @@ def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
             held = min(held, _MAX_AMQP_PREFETCH)
         return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
     if role == "engine":
-        # A thread for what is next, too: it stands ready for the engine while the one before writes its answers.
         queue = settings.queue
         return {
-            "worker_concurrency": queue.worker_concurrency * (1 + queue.worker_prefetch),
-            "worker_prefetch_multiplier": 1,
+            "worker_concurrency": queue.worker_concurrency,
+            "worker_prefetch_multiplier": 1 + queue.worker_prefetch,
         }
     concurrency = CONTROL_THREADS + settings.workflows.concurrency
     return {"worker_concurrency": concurrency, "worker_prefetch_multiplier": 1}

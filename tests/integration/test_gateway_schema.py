@@ -19,7 +19,7 @@ from muai_producers.keys import Keys, new_key
 from muai_producers.store import Store
 
 pytestmark = pytest.mark.redis
-CALLS = int(os.environ.get("MUAI_TEST_SCHEMA_CALLS", "300"))
+CALLS = int(os.environ.get("MUAI_TEST_SCHEMA_CALLS", "60"))
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",

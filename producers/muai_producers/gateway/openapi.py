@@ -279,7 +279,7 @@ STREAM = operation(
             "description": "Server-sent events. `text`: some more text. `restart`: what was told is void, and the text "
             "begins anew. `end`: the last, with what GET /v1/inference/{id} answers. Lines that begin with a colon "
             "keep the connection. A request without `stream`, or a finished one, tells its text at once.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}},
+            "content": {"text/event-stream": {"schema": {}, "example": _EVENTS}},
         },
         204: {"description": "The last event was read already."},
     },
