@@ -23,6 +23,8 @@ from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -70,10 +72,13 @@ class EngineWorker:
     """
 
     def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
-        self._settings = settings
         # With the host, as in Flower: process ids repeat from container to container.
         self._name = f"{name}@{socket.gethostname()}"
         self._started_at = time.time()
+        self.live = LiveSettings(settings, f"{self._name} (worker)")
+        self._follower = ConfigFollower(self.live)
+        self._follower.start()
+        self._settings = settings = self.live.current
         self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
@@ -86,6 +91,8 @@ class EngineWorker:
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
+        self.live.subscribe(self.engine.reconfigure, settings)
+        self.live.subscribe(self.runner.reconfigure, settings)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
@@ -119,6 +126,7 @@ class EngineWorker:
     def open(self) -> None:
         """Say that work can come."""
         log.info("%s: %s", self.engine.name, self._device)
+        self._follower.take_sighup()
         self._announcer.start()
 
     def withdraw(self) -> None:
@@ -129,6 +137,7 @@ class EngineWorker:
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
         self._announcer.stop()
+        self._follower.close()
         self.runner.close()
         self.engine.close()
 

@@ -142,6 +142,10 @@ class BatchRunner:
         log.error("batch %s cannot be read: %s", batch_id, error)
         self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Work by these settings from now on."""
+        self.settings = settings
+
     def close(self) -> None:
         """Write what is left to write, once nothing runs any more."""
         self._engine_threads.shutdown()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -36,6 +38,8 @@ from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.rates import Rates
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Limits
 
 if TYPE_CHECKING:
@@ -53,7 +57,9 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         server = settings.monitoring.server
-        self._client = InferenceClient(settings)
+        self.live = LiveSettings(settings, f"{socket.gethostname()}-{os.getpid()} (gateway)")
+        self._follower = ConfigFollower(self.live)
+        self._client = InferenceClient(settings, live=self.live)
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
@@ -62,7 +68,7 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -94,12 +100,16 @@ class Gateway:
 
     def start(self) -> None:
         """Belong to the running event loop."""
+        self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self._follower.start()
+        self._follower.take_sighup()
         self.hub.start()
         self.streams.start()
         self.drain.take_signals()
 
     def close(self) -> None:
         """Close connections and threads."""
+        self._follower.close()
         self.drain.close()
         self.hub.close()
         self.streams.close()

@@ -73,6 +73,10 @@ class DecodingModel:
         """Keep nothing of what is under way for a conversation."""
         self._loop.forget(tenant, conversation_id)
 
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """As `LoadedModel.relimit`."""
+        self._loop.relimit(max_rows, max_tokens)
+
     def close(self) -> None:
         """Free what is kept of conversations. What runs goes on."""
         if self._cache is not None:

@@ -29,6 +29,10 @@ class LoadedModel(Protocol):
         """As `Engine.end_conversation`, as far as requests under way are concerned."""
         ...
 
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """Run at most so many requests, and tokens with their padding, at once from now on."""
+        ...
+
     def close(self) -> None:
         """Called when the model is unloaded: free what outlives its requests. What runs goes on."""
         ...
@@ -75,6 +79,13 @@ class LoadedModels:
             models = list(self._models.values())
         for model in models:
             model.end_conversation(tenant, conversation_id)
+
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """As `LoadedModel.relimit`, for all of them."""
+        with self._lock:
+            models = list(self._models.values())
+        for model in models:
+            model.relimit(max_rows, max_tokens)
 
     def drop(self, name: str) -> bool:
         """Forget the model; its memory goes when the last run that uses it ends. False: it was not there."""

@@ -117,6 +117,12 @@ class ONNXEngine:
         self._models.end_conversation(tenant, conversation_id)
         self._kv_cache.end_conversation(tenant, conversation_id)
 
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kv_cache.reconfigure(settings.optimization.cache)
+        limits = loop_limits(settings, 0)
+        self._models.relimit(limits.max_rows, limits.max_tokens)
+
     def relieve(self) -> None:
         """Free what is kept of conversations: memory has run out."""
         self._kv_cache.evict_all()
