@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.transport_support import ROOT
 
 CLIENTS = ROOT / "tests" / "clients"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+
 from tests.transport_support import ROOT, free_port, wait_until
 
 MUAI = (sys.executable, "-m", "muai_producers")
