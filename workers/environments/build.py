@@ -4,12 +4,12 @@
 
 Prints where the Python of each lies. Each is a virtual environment `.venvs/engine-NAME` with exactly the versions of
 `NAME.txt`, this project as it lies here, and nothing to do when it is there already. torch is installed by pip, with
-what it depends on: pip knows from its own configuration where builds for this machine's processor or GPU lie. The rest is
-installed by uv, which is quicker, at the versions that are written down and without looking at what the packages ask
+what it depends on: pip knows from its own configuration where builds for this machine's processor or GPU lie. The rest
+is installed by uv, which is quicker, at the versions that are written down and without looking at what the packages ask
 for: `NAME.in` and the overrides beside it say what `NAME.txt` was made of (see CONTRIBUTING.md).
 
-Where MUAI_TEST_NAME_PYTHON is set, the Python that it names is taken instead and nothing is built: on a machine with a
-GPU, MUAI_TEST_VLLM_PYTHON=/opt/vllm/bin/python tries a vLLM for GPUs, installed by whoever runs the machine.
+Where a variable such as MUAI_TEST_PYTHONS=vllm=/opt/vllm/bin/python names another Python, that one is taken and nothing
+is built: so a machine with a GPU tries a vLLM for it, installed by whoever runs the machine.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FOLDER = ROOT / ".venvs"
 STAMP = "installed.sha256"
+PYTHONS_VARIABLE = "MUAI_TEST_PYTHONS"
+"""`NAME=PATH` of Pythons to take instead of ours, separated by commas."""
 
 
 def names() -> list[str]:
@@ -38,8 +40,8 @@ def names() -> list[str]:
 
 def given_python(name: str) -> Path | None:
     """The Python that is to be used for engine `name` instead of one of ours; None: there is none."""
-    value = os.environ.get(f"MUAI_TEST_{name.upper()}_PYTHON")
-    return Path(value) if value else None
+    pairs = (pair.partition("=") for pair in os.environ.get(PYTHONS_VARIABLE, "").split(",") if pair)
+    return {engine: Path(python) for engine, _, python in pairs}.get(name)
 
 
 def python_of(name: str) -> Path:
