@@ -37,7 +37,7 @@ test-fast: $(VENV)/.dev ## Run the tests that need no server and no model
 	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
 
 test-load: $(VENV)/.dev ## Batches of 50,000 lines, rolling restarts, 1,000 readers, 10,000 generated calls; wants an idle machine
-	MUAI_TEST_LOAD=long MUAI_TEST_SCHEMA_CALLS=10000 $(BIN)/python -m pytest -q -s --timeout 3600 \
+	MUAI_TEST_LOAD=long MUAI_TEST_SCHEMA_CALLS=10000 $(BIN)/python -m pytest -q -s \
 		tests/integration/test_batch_load.py tests/integration/test_gateway_load.py tests/integration/test_gateway_schema.py
 
 test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try every engine with real models

@@ -26,6 +26,8 @@ class Connection:
         Raises:
             OSError, EOFError: the connection broke before an answer was there.
         """
+        if self._reader is not None and self._reader.at_eof():
+            self.close()  # the server has let it go while it was idle
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         assert self._reader is not None
