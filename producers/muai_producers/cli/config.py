@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from muai_config.cli import config
+from muai_config.cli import config as offline
 from muai_producers.cli.invocation import Invocation, pass_invocation
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ APPLY_LIMIT_S = 3.0
 _why = click.option("--why", default="", help="The reason, for the history.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 
-__all__ = ["config"]
+
+@click.group(commands=offline.commands)
+def config() -> None:
+    """Check, show, document and change the configuration."""
 
 
 @contextmanager
@@ -187,6 +190,8 @@ def _report(version: ConfigVersion, before: int, versions: ConfigVersions) -> No
         time.sleep(0.02)
     click.echo(f"applied by {len(applied) - len(behind)} of {len(applied)} processes")
     for one in behind:
-        click.echo(f"  {one.process} stays at version {one.version}: {one.error or 'it has not answered yet'}", err=True)
+        click.echo(
+            f"  {one.process} stays at version {one.version}: {one.error or 'it has not answered yet'}", err=True
+        )
     if behind:
         raise click.exceptions.Exit(1)
