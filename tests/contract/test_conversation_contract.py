@@ -21,7 +21,7 @@ from muai_workers.engines.base import Completion, Engine, EngineOutput
 from muai_workers.engines.registry import create_engine
 
 pytestmark = pytest.mark.engine
-KEEPING = [name for name in REAL if name in ("pytorch", "onnx")]
+KEEPING = [name for name in REAL if name in ("pytorch", "onnx", "deepspeed")]
 """The engines of this run that keep conversations by themselves."""
 QUESTIONS = ("Where is the boat?", "Who are you?", "What is a queue?", "When does the train leave?")
 TURNS = st.lists(
