@@ -67,8 +67,8 @@ class DeepSpeedSettings(Section):
         le=1024,
         unit="stages",
         example=1,
-        describe="How many stages the layers of a model are spread over. DeepSpeed has none for inference with keys and "
-        "values: with more than one the engine refuses its models and says so.",
+        describe="How many stages the layers of a model are spread over. DeepSpeed has none for inference with keys "
+        "and values: with more than one the engine refuses its models and says so.",
     )
     dtype: Literal["fp16", "fp32", "bf16"] = setting("fp16", describe="Number format to compute in.", example="bf16")
     replace_with_kernel_inject: bool = setting(
@@ -98,6 +98,14 @@ class OnnxSettings(Section):
     )
     enable_quantization: bool = setting(
         False, describe="Whether weights are stored as 8-bit integers: smaller, faster on a CPU, a little less exact."
+    )
+    quantized_min_cosine: float = setting(
+        0.97,
+        ge=-1.0,
+        le=1.0,
+        example=0.99,
+        describe="Least cosine between the outputs of the quantized model and the original; one that is further off is "
+        "not used, and the converted model with whole weights serves.",
     )
     cache_dir: FolderPath | None = setting(
         None,

@@ -64,6 +64,9 @@ class DeepSpeedEngine:
             kv_reuse=self._kv_cache.enabled,
             tensor_parallel=True,
         )
+        threads = settings.optimization.pytorch.num_threads
+        if threads is not None:
+            torch.set_num_threads(threads)  # here tokens are chosen; the ranks are told of it too
 
     def availability(self) -> Availability:
         version = importlib.metadata.version("deepspeed")
