@@ -252,6 +252,8 @@ class RankGroup:
                 future.set_exception(self._death)
 
     def _end(self) -> None:
+        self._wake.close()
+        self._woken.close()
         for rank in self._ranks:
             rank.connection.close()
             rank.lifeline.close()
