@@ -131,6 +131,25 @@ def test_bytes_are_those_of_the_tensors(chat: Chat) -> None:
     assert chat.statistics.used_bytes == tokens * 4 * 2 * 2 * 32 * 4
 
 
+def test_what_is_kept_holds_no_memory_beside_what_is_counted(chat: Chat) -> None:
+    if chat.engine.name == "deepspeed":
+        pytest.skip("its keys and values lie in the ranks")
+    for index, question in enumerate(QUESTIONS):
+        chat.ask([user(question)], f"conversation {index}")
+        chat.ask([user(question), assistant("So."), user("Who are you?")], f"conversation {index}")
+    entries: Any = chat.engine._kv_cache._entries  # type: ignore[attr-defined]
+    stored = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for entry in entries.values()
+        for tensor in tensors_of(entry.kept)
+    }
+    assert sum(stored.values()) == chat.statistics.used_bytes
+
+
+def tensors_of(kept: Any) -> list[Any]:
+    return list(kept.tensors) if hasattr(kept, "tensors") else [one for layer in kept.layers for one in layer]
+
+
 @pytest.mark.parametrize(("conversation_id", "tenant"), [("two", "ann"), ("one", "bob"), (None, "ann")])
 def test_no_other_conversation_or_tenant_finds_it(chat: Chat, conversation_id: str | None, tenant: str) -> None:
     messages = [user("My secret number is 42."), assistant("I keep it."), user("Where is the boat?")]
