@@ -125,8 +125,8 @@ def _resident_bytes() -> int:
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    chats = Chats()
     replies.write(json.dumps({"versions": {}}) + "\n")
+    chats = Chats()  # builds and trains its model, before the first answer
     for line in sys.stdin:
         command = json.loads(line)
         answer = getattr(chats, command.pop("do"))(**command)
