@@ -36,6 +36,13 @@ SHARED_MEMORY = Path("/dev/shm")
 _numbers = itertools.count()
 
 
+@dataclass(frozen=True)
+class _Lost:
+    """In place of an answer: the rank died, or waits for one that did."""
+
+    message: str
+
+
 @dataclass
 class _Rank:
     process: subprocess.Popen[bytes]
@@ -74,7 +81,7 @@ class RankGroup:
             with tempfile.TemporaryDirectory(prefix="muai-ranks-") as folder, _compiling(device):
                 for rank in range(world_size):
                     self._ranks.append(_start(rank, world_size, token, Path(folder) / "meet", device, start))
-                self.ready = self._await_ready(start)
+                self.ready = self._await_ready()
         except BaseException:
             self._end()
             raise
@@ -131,20 +138,18 @@ class RankGroup:
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def _await_ready(self, start: Start) -> list[Ready]:
+    def _await_ready(self) -> list[Ready]:
         answers = self._answers(time.monotonic() + START_TIMEOUT_S)
         if answers is None:
             raise ModelLoadError(
                 f"the ranks of {self._model} were not ready within {START_TIMEOUT_S:.0f} s", {"model": self._model}
             )
-        failed = [one for one in answers if isinstance(one, Failed)]
-        if failed:
-            # A rank that died, or that was left alone, is no cause: the one that says why is.
-            told = next((one for one in failed if one.kind != InferenceFailedError.__name__), failed[0])
-            error = told.error()
-            if told.kind == InferenceFailedError.__name__:
-                raise ModelLoadError(f"deepspeed could not load {start.spec.name}: {error.message}", error.details)
-            raise error
+        for told in answers:
+            if isinstance(told, Failed):
+                raise told.error()
+        for told in answers:
+            if isinstance(told, _Lost):
+                raise ModelLoadError(f"deepspeed could not load {self._model}: {told.message}", {"model": self._model})
         return answers
 
     # -- the thread ----------------------------------------------------------------------------------------------
@@ -186,21 +191,19 @@ class RankGroup:
             return
         answers = None if self._death else self._answers(None)
         failed = [one for one in answers or () if isinstance(one, Failed)]
-        if answers is not None and not failed:
-            future.set_result(answers)
-            return
-        if answers is None or len(failed) < len(self._ranks):
+        if answers is None or any(isinstance(one, _Lost) for one in answers) or 0 < len(failed) < len(answers):
             # Out of step with each other, they cannot go on.
-            told = f": {failed[0].message}" if failed else ""
-            self._died(f"in the middle of a batch{told}")
+            self._died(f"in the middle of a batch{f': {failed[0].message}' if failed else ''}")
             assert self._death is not None
             future.set_exception(self._death)
-        else:
+        elif failed:
             future.set_exception(failed[0].error())
+        else:
+            future.set_result(answers)
 
     def _answers(self, until_s: float | None) -> list[Any] | None:
-        """What each rank answers, a `Failed` for one that has died or not answered after another failed; None: the
-        time was over."""
+        """What each rank answers, `_Lost` for one that has died, or that did not answer after another died or failed;
+        None: the time was over."""
         answers: dict[int, Any] = {}
         number_of = {rank.connection: number for number, rank in enumerate(self._ranks)}
         while len(answers) < len(self._ranks):
@@ -208,17 +211,17 @@ class RankGroup:
             waiting = [one for one, number in number_of.items() if number not in answers]
             ready = wait(waiting, left_s)
             if not ready:
-                if not any(isinstance(one, Failed) for one in answers.values()):
+                if not any(isinstance(one, Failed | _Lost) for one in answers.values()):
                     return None
                 break
             for connection in ready:
                 number = number_of[connection]  # type: ignore[index]
                 answers[number] = self._receive(number)
-                if isinstance(answers[number], Failed):
-                    grace_s = time.monotonic() + (0.0 if self._ranks[number].process.poll() is not None else GRACE_S)
+                if isinstance(answers[number], Failed | _Lost):
+                    grace_s = time.monotonic() + GRACE_S * isinstance(answers[number], Failed)
                     until_s = grace_s if until_s is None else min(until_s, grace_s)
         for number in range(len(self._ranks)):
-            answers.setdefault(number, Failed.of(InferenceFailedError(f"rank {number} did not answer")))
+            answers.setdefault(number, _Lost(f"rank {number} did not answer"))
         return [answers[number] for number in range(len(self._ranks))]
 
     def _receive(self, number: int) -> Any:
@@ -229,8 +232,7 @@ class RankGroup:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 rank.process.wait(timeout=1)
             code = rank.process.returncode
-            message = f"rank {number} (process {rank.process.pid}) died with code {code}"
-            return Failed.of(InferenceFailedError(message, {"rank": number, "exit_code": code}))
+            return _Lost(f"rank {number} (process {rank.process.pid}) died with code {code}")
 
     def _died(self, when: str) -> None:
         dead = [f"{number}" for number, rank in enumerate(self._ranks) if rank.process.poll() is not None]
