@@ -74,7 +74,7 @@ def test_attention_is_computed_as_configured_and_says_the_same(engine: PyTorchEn
 
 def test_attention_whose_package_is_absent_is_a_load_error() -> None:
     spec = models.folder_spec("tiny-causal", "text-generation", models.causal_folder())
-    with pytest.raises(ModelLoadError, match="flash"):
+    with pytest.raises(ModelLoadError, match="FlashAttention2"):
         PyTorchEngine(models.settings(pytorch={"attention": "flash_attention_2"})).load(spec)
 
 
@@ -89,6 +89,8 @@ def test_a_model_whose_code_is_not_trusted_is_not_run(engine: PyTorchEngine, tmp
         engine.load(models.folder_spec("own", "text-classification", tmp_path))
 
 
+# The compiler itself uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_model_says_the_same(engine: PyTorchEngine) -> None:
     spec = models.folder_spec("tiny-classifier", "text-classification", models.classifier_folder())
     compiled = PyTorchEngine(models.settings(pytorch={"compile": True}))

@@ -31,6 +31,7 @@ from muai_workers.engines.deepspeed_messages import (
     Step,
     TakeOut,
 )
+from muai_workers.engines.failures import raising_load_errors
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def serve(connection: Connection, load: Callable[[Start], Any], rank: int) -> No
     """Load what the first message names, then answer every command until the engine hangs up."""
     start = connection.recv()
     try:
-        loaded = load(start)
+        with raising_load_errors(start.spec.name, "deepspeed"):
+            loaded = load(start)
     except Exception as error:
         connection.send(Failed.of(error))
         raise SystemExit(1) from error
