@@ -85,8 +85,7 @@ def _build_model(folder: Path) -> Path:
             num_key_value_heads=8,
             max_position_embeddings=CONTEXT_TOKENS,
             bos_token_id=None,
-            # None: every answer has the same length, on both sides.
-            eos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
         )
     )
     model.save_pretrained(folder)
@@ -139,9 +138,9 @@ def _steps(plan: Plan) -> int:
 
 MEASUREMENT = Measurement(
     title="vLLM on the CPU: through the queue and directly",
-    how=f"A Llama of 29 million parameters with random weights, in fp32, {NEW_TOKENS} tokens for each prompt, all prompts "
-    "submitted at once. Direct is vLLM's own `LLM.generate`, given all of them in one call; direct and served alternate "
-    "on the same prompts, and the ratio is taken pair by pair.",
+    how=f"A Llama of 29 million parameters with random weights, in fp32, {NEW_TOKENS} tokens at most a prompt, all "
+    "prompts submitted at once. Direct is vLLM's own `LLM.generate`, given all of them in one call; direct and served "
+    "alternate on the same prompts, and the ratio is taken pair by pair.",
     steps=_steps,
     measure=measure,
 )
