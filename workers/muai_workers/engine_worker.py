@@ -19,6 +19,7 @@ from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
 from muai_config.engines import FAKE
 from muai_config.queues import engine_queue
+from muai_config.slots import slots_of
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
@@ -98,12 +99,12 @@ class EngineWorker:
         """Whether batches that have not begun are to go to other workers."""
 
     def _record(self) -> WorkerRecord:
-        queue = self._settings.queue
+        slots = slots_of(self._settings, self.engine.name)  # type: ignore[arg-type]
         return WorkerRecord(
             name=self._name,
             engine=self.engine.name,
-            slots=queue.worker_concurrency,
-            ahead=queue.worker_prefetch,
+            slots=slots.running,
+            ahead=slots.ahead,
             pid=os.getpid(),
             host=socket.gethostname(),
             gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),

@@ -17,6 +17,7 @@ import redis
 
 from muai_batching.routing import attempt, chain_spent, cools_engine, route
 from muai_config.engines import ALL_ENGINES
+from muai_config.slots import slots_of
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -118,7 +119,8 @@ class BatchRunner:
         """Of each model's last batch."""
         # Threads of its own for the engine: libraries keep a pool of helpers for each thread that calls them, and
         # those of a thread that stands by would take the cores of the one at work.
-        self._engine_threads = ThreadPoolExecutor(settings.queue.worker_concurrency, thread_name_prefix="muai-engine")
+        slots = slots_of(settings, engine.name)  # type: ignore[arg-type]
+        self._engine_threads = ThreadPoolExecutor(slots.running, thread_name_prefix="muai-engine")
 
     def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
