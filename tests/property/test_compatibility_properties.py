@@ -133,4 +133,3 @@ def test_given_optimisation_on_or_off_then_model_manager_and_workflows_answer_al
         told = [*told, *in_turn.split()]
     assert set(manager.loaded_models()) == {"talker", "embedder"}
     assert manager.unload_model("talker")
-    assert ALL_ENGINES[: len(ENGINES)] == ENGINES
