@@ -138,6 +138,8 @@ def create_gateway(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages that these would be come from other people's servers
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own looks for providers several times per request, a twentieth of what one costs.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )

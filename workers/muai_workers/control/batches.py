@@ -31,7 +31,7 @@ from muai_producers.batches.records import BatchProblem, BatchRecord, OpenLine, 
 from muai_producers.batches.store import BatchStore, Versioned
 from muai_producers.client import limits_of
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError, RequestCancelledError
-from muai_producers.files.folder import FileFolder, refusing_a_full_disk
+from muai_producers.files.folder import FileFolder, refusing_bad_disks
 from muai_producers.files.records import FileRecord, FileUnavailableError, UnknownFileError
 from muai_producers.files.shelf import FileShelf
 from muai_producers.gateway.submission import RequestBuilder
@@ -333,7 +333,7 @@ class BatchRunner:
         if not lines:
             return offset
         data = b"".join(lines)
-        with refusing_a_full_disk():
+        with refusing_bad_disks():
             descriptor = os.open(self._folder.segment(record.id, kind, self._owner), os.O_CREAT | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.truncate(offset)
@@ -358,7 +358,7 @@ class BatchRunner:
         return file_id
 
     def _copy(self, record: BatchRecord, kind: Kind, owner: str, num_bytes: int, target: BinaryIO) -> None:
-        with self._folder.segment(record.id, kind, owner).open("rb") as source, refusing_a_full_disk():
+        with self._folder.segment(record.id, kind, owner).open("rb") as source, refusing_bad_disks():
             while num_bytes:
                 piece = source.read(min(COPY_BYTES, num_bytes))
                 if not piece:
