@@ -60,7 +60,22 @@ class RecentRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None where the result is too large to be read for a list."""
 
 
-_decode = msgspec.json.Decoder(StoredSummary).decode
+class _StoredStatus(msgspec.Struct, frozen=True):
+    status: str
+    date_done: str | None = None
+
+
+_decode_summary = msgspec.json.Decoder(StoredSummary).decode
+_decode_status = msgspec.json.Decoder(_StoredStatus).decode
+
+
+def _decode(state: bytes) -> StoredSummary:
+    """A stored state; of a result that has another form than ours, its state alone."""
+    try:
+        return _decode_summary(state)
+    except msgspec.ValidationError:
+        bare = _decode_status(state)
+        return StoredSummary(bare.status, date_done=bare.date_done)
 
 
 class Recent:
