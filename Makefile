@@ -11,13 +11,17 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 # Tests that start processes of their own, or measure time, take turns; the others may run side by side.
 PARALLEL := tests/unit tests/property
-SERIAL := $(filter-out $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
+# Engines whose libraries need an environment of their own, each with files in workers/environments, and what is tried in
+# it: the suites that every engine passes, and tests/engines/NAME.
+OWN_ENVIRONMENTS := $(basename $(notdir $(wildcard workers/environments/*.in)))
+ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conversation_contract.py
+SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast check format chaos bench docs clean
+.PHONY: help demo up test test-fast test-engines test-load check format chaos bench screenshots docs clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Install and show the whole of it: batches, a search, generations, an engine that fails
 	$(BIN)/muai demo
@@ -31,6 +35,18 @@ test: $(VENV)/.dev ## Run every test (RabbitMQ's are skipped where there is none
 
 test-fast: $(VENV)/.dev ## Run the tests that need no server and no model
 	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
+
+test-load: $(VENV)/.dev ## Batches of 50,000 lines, rolling restarts, 1,000 readers, 10,000 generated calls; wants an idle machine
+	MUAI_TEST_LOAD=long MUAI_TEST_SCHEMA_CALLS=10000 $(BIN)/python -m pytest -q -s \
+		tests/integration/test_batch_load.py tests/integration/test_gateway_load.py tests/integration/test_gateway_schema.py
+
+test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try every engine with real models
+	$(BIN)/python workers/environments/build.py $(OWN_ENVIRONMENTS)
+	set -e; for engine in $(OWN_ENVIRONMENTS); do \
+		python=$$($(BIN)/python workers/environments/build.py $$engine); \
+		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
+	done
+	@if [ -d tests/engines/together ]; then set -x; $(BIN)/python -m pytest -q --timeout 300 tests/engines/together; fi
 
 check: $(VENV)/.dev ## Lint, check formatting, types and the layers
 	$(BIN)/ruff check .
@@ -48,6 +64,9 @@ chaos: $(VENV)/.dev ## Kill, stop and cut everything in turn, with 10,000 reques
 
 bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
 	$(BIN)/python -m benchmarks.run
+
+screenshots: $(VENV)/.dev ## Take the pictures of the console in docs/images anew (needs chromium and chromedriver)
+	$(BIN)/python -m tests.browser.screenshots
 
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/muai config docs --output docs/configuration.md

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from tests.transport_support import wait_until
 
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import EnginesExhaustedError, MalformedMessageError, ModelLoadError
-from muai_producers.fleet import Fleet, WorkerRecord
+from muai_producers.fleet import Fleet, GpuRecord, WorkerRecord
 from muai_producers.gateway.sessions import COOKIE, token_of
 from muai_producers.keys import Keys, new_key
 from muai_producers.store import Limits, Store, failure_answer
@@ -256,6 +257,45 @@ def test_Given_an_operator_Then_dead_letters_are_replayed_and_purged_after_a_que
     purged = operator.post("/console/dead-letters", token=token, everything="purge", confirmed="1")
     assert purged.headers["location"] == "/?purged=1&left=0#dead-letters"
     assert len(letters) == 0
+
+
+def test_Given_gpus_that_are_watched_Then_their_readings_are_shown(opened: GatewayStack) -> None:
+    fleet, now_s = Fleet(Store(opened.redis.client)), time.time()
+    card = GpuRecord(
+        host="host-a",
+        index="3",
+        uuid="GPU-1",
+        name="NVIDIA H100",
+        worker="onnx-1",
+        memory_used_bytes=20_000_000_000,
+        memory_total_bytes=80_000_000_000,
+        utilization_percent=87.4,
+        temperature_c=61.0,
+        power_w=412.2,
+        power_limit_w=700.0,
+        read_at=now_s,
+        written_at=now_s,
+    )
+    silent = GpuRecord(
+        host="host-b",
+        index="0",
+        uuid="GPU-2",
+        state="degraded",
+        reason="<b>Xid 48</b>",
+        read_at=now_s,
+        written_at=now_s,
+    )
+    fleet.announce_gpus([card, silent])
+    visit = Visit(opened)
+    first, second = wait_until(
+        lambda: visit.http.get("/v1/console/overview").json()["fleet"]["gpus"] or None, what="the look at the fleet"
+    )
+    assert (first["index"], first["utilization_percent"], first["power_limit_w"]) == ("3", 87.4, 700.0)
+    assert (second["state"], second["memory_used_bytes"]) == ("degraded", None)
+    page = visit.page()
+    for told in ("3 on <code>host-a</code>", "87 %", "20.0 of 80.0", "61 °C", "412 W of 700", "&lt;b&gt;Xid 48"):
+        assert told in page
+    fleet.withdraw_gpus([card, silent])
 
 
 def test_Given_limits_that_are_none_Then_they_are_refused(opened: GatewayStack) -> None:
