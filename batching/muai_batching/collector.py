@@ -113,7 +113,7 @@ class Collector:
     def on_message(self, message: Any) -> None:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
-        if message.delivery_info.get("redelivered"):
+        if getattr(message, "delivery_info", {}).get("redelivered"):
             self._metrics.redelivered()
         try:
             self._check_size(message)

@@ -8,7 +8,7 @@ that runs out `ALIVE_S` after its last sign of life: the series of a dead proces
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,17 +77,16 @@ class Totals:
                 merged[series] = _merge(instrument, merged.get(series), value)
         return merged
 
-    def degraded(self) -> dict[str, str]:
-        """Parts of monitoring that do not work somewhere: the reason, and where."""
-        return {
-            part: f"{reason} ({process.id})" for process in self.processes for part, reason in process.degraded.items()
-        }
-
 
 def _merge(instrument: Instrument, before: float | None, value: float) -> float:
     if before is None or instrument.merge == "latest":
         return value
     return before + value if instrument.merge == "sum" else max(before, value)
+
+
+def degraded_parts(processes: Iterable[ProcessReport]) -> dict[str, str]:
+    """Parts of monitoring that do not work somewhere: the reason, and where."""
+    return {part: f"{reason} ({process.id})" for process in processes for part, reason in process.degraded.items()}
 
 
 class SharedMetrics:

@@ -1,4 +1,4 @@
-"""`muai flower` and `muai engines`: looking at an installation."""
+"""`muai flower`, `muai engines` and `muai exporter`: looking at an installation."""
 
 from __future__ import annotations
 
@@ -49,3 +49,25 @@ def engines(invocation: Invocation, as_json: bool) -> None:
     for name, one in report.items():
         table.add_row(name, "[green]yes[/green]" if one.available else "[red]no[/red]", one.reason)
     Console().print(table)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on: monitoring.prometheus.host.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on: monitoring.prometheus.port.")
+@click.option("--name", default="exporter", show_default=True, help="Its name in metrics and health.")
+@pass_invocation
+def exporter(invocation: Invocation, host: str | None, port: int | None, name: str) -> None:
+    """Serve the whole installation's metrics for Prometheus: one page, to be scraped once."""
+    settings = invocation.settings
+    import logging
+
+    from muai_workers.monitoring.exporter import run_exporter
+
+    monitoring = settings.monitoring
+    if not (monitoring.enabled and monitoring.prometheus.enabled):
+        raise click.UsageError("metrics are switched off: monitoring.enabled, monitoring.prometheus.enabled")
+    asked = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    prometheus = monitoring.prometheus.model_copy(update=asked)
+    settings = settings.model_copy(update={"monitoring": monitoring.model_copy(update={"prometheus": prometheus})})
+    logging.basicConfig(level=invocation.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_exporter(settings, name)
