@@ -42,9 +42,11 @@ class CollectorMetrics:
         """A batch has left."""
         model, size = formed.key.model, len(formed.items)
         tokens = sum(item.tokens for item in formed.items)
-        self._recorder.observe_alike(instruments.BATCH_FILL, model, value=size / policy.size_limit, times=1)
-        self._recorder.count(instruments.BATCH_TOKENS, model, "real", by=tokens)
-        self._recorder.count(instruments.BATCH_TOKENS, model, "padding", by=formed.padded_tokens - tokens)
+        self._recorder.record(
+            (instruments.BATCH_FILL, (model,), (size / policy.size_limit,)),
+            (instruments.BATCH_TOKENS, (model, "real"), tokens),
+            (instruments.BATCH_TOKENS, (model, "padding"), formed.padded_tokens - tokens),
+        )
 
     @guarded("metrics")
     def waiting(self, assembler: Assembler, now_s: float) -> None:

@@ -101,8 +101,9 @@ def _record(scope: Scope, status: int, took_s: float) -> None:
     # The route as it is declared, not the path: ids in paths would make a series of each.
     route = getattr(scope.get("route"), "path", None) or instruments.OTHER
     method = scope["method"] if scope["method"] in METHODS else instruments.OTHER
-    recorder.count(instruments.HTTP_REQUESTS, route, method, str(status))
-    recorder.observe_alike(instruments.HTTP_SECONDS, route, value=took_s, times=1)
+    recorder.record(
+        (instruments.HTTP_REQUESTS, (route, method, str(status)), 1), (instruments.HTTP_SECONDS, (route,), (took_s,))
+    )
 
 
 def _trace(headers: Iterable[tuple[bytes, bytes]]) -> dict[TraceHeader, str]:

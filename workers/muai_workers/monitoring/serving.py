@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.guard import guarded
 from muai_producers.monitoring.outcomes import SUCCESS
-from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import Entry, Recorder
 from muai_producers.wire import InferenceRequest, InferenceResult
 
 STAGES = {"queue": "queue_ms", "batching": "batching_ms", "dispatch": "dispatch_ms", "inference": "inference_ms"}
 """Stage, and where a result's metadata has its time."""
+
+NO_USAGE: dict[str, int] = {}
 
 
 @guarded("metrics")
@@ -21,35 +23,37 @@ def record_served(
     """Requests of one batch that have their results."""
     if not served or not recorder.enabled:
         return
+    recorder.record(*_served(model, engine, served))
+
+
+def _served(model: str, engine: str, served: Sequence[tuple[InferenceRequest, InferenceResult]]) -> list[Entry]:
     count = len(served)
     metadata = [result.metadata for _, result in served]
     latencies_s = [result.latency_ms / 1000 for _, result in served]
-    recorder.count(instruments.REQUESTS, model, engine, SUCCESS, by=count)
-    recorder.count(instruments.ATTEMPTS, model, engine, "served", by=count)
-    recorder.observe(instruments.LATENCY, model, engine, values=latencies_s)
+    usages = [one.get("usage") or NO_USAGE for one in metadata]
+    inputs = [usage.get("input_tokens", 0) for usage in usages]
+    outputs = [usage.get("output_tokens", 0) for usage in usages]
+    entries: list[Entry] = [
+        (instruments.REQUESTS, (model, engine, SUCCESS), count),
+        (instruments.ATTEMPTS, (model, engine, "served"), count),
+        (instruments.LATENCY, (model, engine), latencies_s),
+        (instruments.TOKENS, (model, engine, "input"), sum(inputs)),
+        (instruments.TOKENS, (model, engine, "output"), sum(outputs)),
+    ]
     for stage, name in STAGES.items():
-        times = [one[name] / 1000 for one in metadata if name in one]
-        if times:
-            recorder.observe(instruments.STAGE, model, stage, values=times)
-    usages = [one.get("usage") or {} for one in metadata]
-    for direction in ("input", "output"):
-        tokens = sum(usage.get(f"{direction}_tokens", 0) for usage in usages)
-        recorder.count(instruments.TOKENS, model, engine, direction, by=tokens)
-    _record_tenants(recorder, [request.tenant for request, _ in served], latencies_s, usages)
-
-
-def _record_tenants(
-    recorder: Recorder, tenants: Sequence[str], latencies_s: Sequence[float], usages: Sequence[dict[str, int]]
-) -> None:
+        if name in metadata[0]:
+            entries.append((instruments.STAGE, (model, stage), [one[name] / 1000 for one in metadata]))
     by_tenant: dict[str, list[int]] = {}
-    for place, tenant in enumerate(tenants):
-        by_tenant.setdefault(tenant, []).append(place)
+    for place, (request, _) in enumerate(served):
+        by_tenant.setdefault(request.tenant, []).append(place)
     for tenant, places in by_tenant.items():
-        recorder.count(instruments.TENANT_REQUESTS, tenant, SUCCESS, by=len(places))
-        recorder.observe(instruments.TENANT_LATENCY, tenant, values=[latencies_s[place] for place in places])
-        for direction in ("input", "output"):
-            tokens = sum(usages[place].get(f"{direction}_tokens", 0) for place in places)
-            recorder.count(instruments.TENANT_TOKENS, tenant, direction, by=tokens)
+        entries += (
+            (instruments.TENANT_REQUESTS, (tenant, SUCCESS), len(places)),
+            (instruments.TENANT_LATENCY, (tenant,), [latencies_s[place] for place in places]),
+            (instruments.TENANT_TOKENS, (tenant, "input"), sum([inputs[place] for place in places])),
+            (instruments.TENANT_TOKENS, (tenant, "output"), sum([outputs[place] for place in places])),
+        )
+    return entries
 
 
 def record_run(recorder: Recorder, model: str, engine: str, size: int, failed: int) -> None:
@@ -59,8 +63,9 @@ def record_run(recorder: Recorder, model: str, engine: str, size: int, failed: i
         size: requests that it was given.
         failed: of them, those that it did not serve through no fault of theirs.
     """
-    recorder.observe_alike(instruments.BATCH_SIZE, model, value=size, times=1)
-    recorder.count(instruments.ATTEMPTS, model, engine, "failed", by=failed)
+    recorder.record(
+        (instruments.BATCH_SIZE, (model,), (size,)), (instruments.ATTEMPTS, (model, engine, "failed"), failed)
+    )
 
 
 def record_fallback(recorder: Recorder, model: str, engine: str, to: str | None, requests: int) -> None:
