@@ -213,7 +213,7 @@ def load(up: ScrapedUp, client: InferenceClient, number: int) -> None:
     for request_id in ids:
         client.result(request_id, timeout_s=30)
     # The first of these is accepted, all others conflict with it.
-    body = json.dumps({"model": "noop", "inputs": {"text": f"number {number}"}, "idempotency_key": "one key"})
+    body = json.dumps({"model": "noop", "inputs": {"text": f"number {number}"}, "idempotency_key": "one-key"})
     headers = {"content-type": "application/json"}
     with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(urllib.request.Request(f"{up.url}/v1/inference", body.encode(), headers), timeout=10)
