@@ -165,6 +165,9 @@ class VLLMEngine:
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         self._salts.forget(tenant, conversation_id)
 
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+
     def close(self) -> None:
         self._models.drop_all()
 

@@ -113,6 +113,9 @@ class VLLMModel:
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         """What is under way is computed under the old secret, which nobody will have again."""
 
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """What runs at once is vLLM's own decision."""
+
     def close(self) -> None:
         """Shut the engine down, now or when the last request that runs is done."""
         with self._changed:
