@@ -15,7 +15,7 @@ from muai_producers.chat import JsonSchema, ResponseFormat, Tool
 from muai_producers.wire import Parameters, TaskName
 from muai_workers.engines.cache_salts import CacheSalts
 from muai_workers.engines.vllm_plan import Device, VLLMPlan, plan_vllm, thread_binding, tool_parser_of
-from muai_workers.engines.vllm_requests import NO_BLANKS, calls_in_list, sampling_fields, shape_fields
+from muai_workers.engines.vllm_requests import calls_in_list, sampling_fields, shape_fields
 
 SPEC = models.model_spec("writer", "chat", "folder:/nowhere")
 WEATHER = {
@@ -123,7 +123,7 @@ def test_Given_a_shape_for_the_answer_Then_vLLM_holds_it_to_that() -> None:
         **NO_BLANKS,
     }
     by_schema = ResponseFormat(type="json_schema", json_schema=JsonSchema(name="s", schema=schema))
-    assert shape_fields(Parameters(response_format=by_schema)) == {"json": schema, **NO_BLANKS}
+    assert shape_fields(Parameters(response_format=by_schema)) == {"json": schema}
 
 
 def test_Given_a_tool_that_must_be_called_Then_the_answer_is_one_call_of_it() -> None:

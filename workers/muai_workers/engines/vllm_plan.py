@@ -17,6 +17,10 @@ CPU_BLOCK_TOKENS = 32
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
+# A weak model that may write blanks between the parts of JSON can go on writing them until its limit. Only a backend
+# that is named can do without, and this is the one that knows most of JSON schema.
+SHAPES = {"backend": "guidance", "disable_any_whitespace": True}
+
 
 @dataclass(frozen=True)
 class VLLMPlan:
@@ -52,6 +56,7 @@ def plan_vllm(spec: ModelSpec, folder: Path, settings: Settings, device: Device)
         "trust_remote_code": spec.trust_remote_code,
         # Other formats can hold code.
         "load_format": "safetensors",
+        "structured_outputs_config": SHAPES,
         "gpu_memory_utilization": vllm.gpu_memory_utilization,
     }
     degraded: list[str] = []
