@@ -120,7 +120,6 @@ def test_Given_a_shape_for_the_answer_Then_vLLM_holds_it_to_that() -> None:
     assert shape_fields(Parameters(response_format=ResponseFormat(type="text"))) is None
     assert shape_fields(Parameters(response_format=ResponseFormat(type="json_object"))) == {
         "json_object": True,
-        **NO_BLANKS,
     }
     by_schema = ResponseFormat(type="json_schema", json_schema=JsonSchema(name="s", schema=schema))
     assert shape_fields(Parameters(response_format=by_schema)) == {"json": schema}
@@ -164,9 +163,9 @@ def catalog(*tasks: TaskName, **queue: int) -> Settings:
 
 def test_Given_an_engine_that_takes_requests_into_those_that_run_Then_it_has_many_slots_and_holds_none_back() -> None:
     settings = catalog("chat", "text-generation", worker_concurrency=2, worker_prefetch=3)
-    for engine in ("vllm", "pytorch", "onnx"):
+    for engine in ("vllm", "deepspeed", "pytorch", "onnx"):
         assert slots_of(settings, engine) == Slots(16, 0)  # type: ignore[arg-type]
-    assert slots_of(settings, "deepspeed") == Slots(2, 3)
+    assert slots_of(settings, "fake") == Slots(2, 3)
     assert slots_of(catalog("chat", continuous_slots=4, worker_concurrency=8), "vllm") == Slots(8, 0)
 
 

@@ -17,10 +17,6 @@ CPU_BLOCK_TOKENS = 32
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
-# A weak model that may write blanks between the parts of JSON can go on writing them until its limit. Only a backend
-# that is named can do without, and this is the one that knows most of JSON schema.
-SHAPES = {"backend": "guidance", "disable_any_whitespace": True}
-
 
 @dataclass(frozen=True)
 class VLLMPlan:
@@ -30,6 +26,15 @@ class VLLMPlan:
     """Of vLLM's `AsyncEngineArgs`."""
     degraded: tuple[str, ...] = ()
     """What of the configuration this device or vLLM cannot do, and what is done instead."""
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Of vLLM's `StructuredOutputsConfig`.
+
+        A weak model that may write blanks between the parts of JSON can go on writing them until its limit. Only a
+        backend that is named can do without, and this is the one that knows most of JSON schema.
+        """
+        return {"backend": "guidance", "disable_any_whitespace": True}
 
     @property
     def num_ranks(self) -> int:
@@ -56,7 +61,6 @@ def plan_vllm(spec: ModelSpec, folder: Path, settings: Settings, device: Device)
         "trust_remote_code": spec.trust_remote_code,
         # Other formats can hold code.
         "load_format": "safetensors",
-        "structured_outputs_config": SHAPES,
         "gpu_memory_utilization": vllm.gpu_memory_utilization,
     }
     degraded: list[str] = []
