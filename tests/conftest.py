@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from muai_config import Settings, build_settings
 from muai_producers.store import Store
@@ -17,6 +18,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if "vllm" in REAL:
         # What vLLM imports warns of itself and of each other; none of it is ours to mend.
         config.addinivalue_line("filterwarnings", "default")
+
+
+# How long an example takes says how busy the machine is; speed is what benchmarks are for.
+hypothesis_settings.register_profile("muai", deadline=None)
+hypothesis_settings.load_profile("muai")
 
 
 @pytest.fixture(scope="session")

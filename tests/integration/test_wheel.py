@@ -18,18 +18,26 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKAGES = ("muai_config", "muai_producers", "muai_batching", "muai_workers")
-HEAVY = ("torch", "transformers", "onnxruntime", "numpy", "fastapi", "starlette", "uvicorn", "flower")
-MOST_IMPORT_MS = 300
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "numpy",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "flower",
+    "pydantic",
+    "celery",
+    "jinja2",
+)
 
 IMPORT_CLIENT = f"""
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 from muai_producers import AsyncInferenceClient, InferenceClient
-took_ms = (time.perf_counter() - start) * 1000
 import config, workers
 import muai_producers
 print(json.dumps({{
-    "took_ms": took_ms,
     "heavy": [name for name in {HEAVY!r} if name in sys.modules],
     "muai": muai_producers.__file__,
     "others": [config.__file__, workers.__file__],
@@ -106,12 +114,8 @@ def test_given_an_application_with_packages_config_and_workers_when_muai_is_inst
     assert Path(found["muai"]).is_relative_to(installed.site_packages)
 
 
-def test_given_the_client_when_it_is_imported_then_it_is_quick_and_brings_nothing_heavy(installed: Environment) -> None:
-    installed.import_client()  # compiles
-    runs = [installed.import_client() for _ in range(5)]
-    assert runs[0]["heavy"] == []
-    # The best of five: what other processes of the machine do can only make it slower.
-    assert min(run["took_ms"] for run in runs) < MOST_IMPORT_MS
+def test_given_the_client_when_it_is_imported_then_it_brings_nothing_heavy(installed: Environment) -> None:
+    assert installed.import_client()["heavy"] == []
 
 
 def test_given_the_wheel_then_it_holds_the_four_packages_and_no_other(wheel: Path) -> None:
