@@ -24,6 +24,8 @@ from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -84,11 +86,20 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
+        self._live = LiveSettings(settings, f"{self.hostname} (collector)")
+        self._follower = ConfigFollower(self._live)
+        self._follower.start()
+        self._follower.take_sighup()
+        settings = self._live.current
         self.collector = Collector(
             settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
         )
+        self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
+        self._record = CollectorRecord(
+            name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()
+        )
         watched = state_client(settings.queue.state_url)
         watched_store = Store(watched, prefix=settings.queue.key_prefix)
         num_shards = settings.queue.collector_shards
@@ -98,11 +109,15 @@ class CollectorConsumer(QuietConsumer):
             watched_store,
             ALL_ENGINES,
             leases if num_shards > 1 else None,
-            CollectorRecord(name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()),
+            lambda: self._record,
             lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
+
+    def _on_settings(self, settings: Settings) -> None:
+        assert self.collector is not None
+        self.collector.on_settings(settings)
 
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
@@ -112,6 +127,7 @@ class CollectorConsumer(QuietConsumer):
             self.collector.on_shards(held)
         self.collector.sweep()
         self._tick()
+        self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
 
     def _consume_shards(self, held: frozenset[int]) -> None:
         for shard in held - self._consumed_shards:
@@ -168,6 +184,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            self._follower.close()
         super().shutdown()
 
 

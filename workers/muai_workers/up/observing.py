@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from muai_config.queues import ENGINE_QUEUES, REQUEST_QUEUES
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet
+from muai_producers.queue_depths import queue_reader
 from muai_producers.store import Store
-from muai_workers.monitoring.queues import queue_reader
 
 if TYPE_CHECKING:
     from muai_config import Settings
 
 log = logging.getLogger(__name__)
 EVERY_S = 0.5
-SHOWN_QUEUES = (*REQUEST_QUEUES, *ENGINE_QUEUES)
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class Observer:
         self._stopped.set()
         self._thread.join(timeout=5.0)
         self._client.close()
+        self._broker.close()
 
     def _observe(self) -> None:
         while not self._stopped.wait(EVERY_S):
@@ -76,7 +75,5 @@ class Observer:
             in_flight=self._store.in_flight(),
             answered=None if answered is None else int(answered),
             ready_workers=frozenset(worker.name.partition("@")[0] for worker in Fleet(self._store).view(()).workers),
-            depth_by_queue={
-                queue: depth for queue, depth in self._broker.depths().items() if depth and queue in SHOWN_QUEUES
-            },
+            depth_by_queue={queue: depth.messages for queue, depth in self._broker.depths().items() if depth.messages},
         )
