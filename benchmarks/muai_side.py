@@ -37,16 +37,20 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configuration(
+    redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
+) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
+        monitoring: whether metrics are counted and sent on.
     """
     return {
         "queue": {"broker_url": redis_url},
         "optimization": {"batcher": dict(batcher or {})},
         "monitoring": {
+            "enabled": monitoring,
             "server": {"queue_capacity": 2_000_000},
             "tracing": {"enabled": False},
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
@@ -64,10 +68,12 @@ def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> d
     }
 
 
-def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None) -> Path:
+def write_configuration(
+    folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
+) -> Path:
     """The path of the configuration file, written to `folder`."""
     path = folder / "muai.yaml"
-    path.write_text(yaml.safe_dump(configuration(redis_url, batcher)))
+    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, monitoring=monitoring)))
     return path
 
 
@@ -104,9 +110,11 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 
 @contextmanager
-def served(folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None) -> Iterator[Driver]:
+def served(
+    folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
+) -> Iterator[Driver]:
     """Collector, one worker and a producer, ready."""
-    config = write_configuration(folder, redis_url, batcher)
+    config = write_configuration(folder, redis_url, batcher, monitoring=monitoring)
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))
