@@ -24,6 +24,7 @@ from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.store import Store
+from muai_producers.tracing import create_tracer
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -83,8 +84,13 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
+        self._tracer = create_tracer(settings, "collector")
         self.collector = Collector(
-            settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
+            settings,
+            store,
+            _dispatcher(settings, store),
+            is_revoked=lambda request_id: request_id in revoked,
+            tracer=self._tracer,
         )
         self._tick_scheduled = False
         self._timer: Any = None
@@ -168,6 +174,8 @@ class CollectorConsumer(QuietConsumer):
         if self.collector is not None:
             self._watcher.close()
         super().shutdown()
+        if self.collector is not None:
+            self._tracer.close()
 
 
 def _dispatcher(settings: Settings, store: Store) -> Dispatcher:

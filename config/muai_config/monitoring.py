@@ -24,6 +24,11 @@ class TracingSettings(Section):
         example="http://otel-collector:4317",
         describe="The OTLP collector that takes the traces.",
     )
+    protocol: Literal["auto", "grpc", "http"] = setting(
+        "auto",
+        example="http",
+        describe="How to speak with the collector; auto: HTTP on port 4318 or where the address has a path, else gRPC.",
+    )
     sample_rate: float = setting(
         1.0,
         ge=0.0,
@@ -32,6 +37,14 @@ class TracingSettings(Section):
         example=0.1,
         reloadable=True,
         describe="Share of requests that are traced; 0.1 suits heavy traffic.",
+    )
+    max_traces_per_s: float = setting(
+        100.0,
+        ge=0.0,
+        unit="requests/s",
+        example=0.0,
+        describe="Most requests that a process begins to trace in a second, whatever sample_rate says; 0: no limit. "
+        "What comes with a trace of its caller's is not counted.",
     )
     service_name: str = setting(
         "muai-orchestration", min_length=1, example="muai-staging", describe="The name that traces carry."

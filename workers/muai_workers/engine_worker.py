@@ -24,6 +24,7 @@ from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.store import Store
+from muai_producers.tracing import create_tracer
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
 from muai_workers.engines.base import Engine
@@ -85,7 +86,8 @@ class EngineWorker:
             result_ttl_s=settings.queue.result_ttl_s,
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        self.runner = BatchRunner(settings, self.engine, store, identity)
+        self._tracer = create_tracer(settings, "worker")
+        self.runner = BatchRunner(settings, self.engine, store, identity, tracer=self._tracer)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
@@ -131,6 +133,7 @@ class EngineWorker:
         self._announcer.stop()
         self.runner.close()
         self.engine.close()
+        self._tracer.close()
 
 
 def _make_engine(engine: EngineName, settings: Settings) -> Engine:

@@ -13,8 +13,10 @@ import redis
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError
 from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
+from muai_producers.gateway.tracing import admitted
 from muai_producers.keys import NO_LIMITS, TenantLimits
 from muai_producers.store import Limits, Store
+from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import InferenceRequest
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,10 @@ class Admission:
         limits: what holds for tenants whose keys say nothing else.
     """
 
-    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits) -> None:
+    def __init__(
+        self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits, tracer: Tracer = NO_TRACER
+    ) -> None:
+        self._tracer = tracer
         self._submit = submit
         self._store = store
         self._hub = hub
@@ -72,6 +77,8 @@ class Admission:
             if len(kept) < len(awaited):  # what was refused would be listened for as long as the gateway lives
                 self._hub.listen(kept)
                 watch.close()
+        if self._tracer.enabled:
+            admitted(self._tracer, [submission.request for submission in submissions], outcomes)
         self._look(is_asked=len(awaited) < len(submissions))
         return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 

@@ -37,6 +37,7 @@ from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.rates import Rates
 from muai_producers.store import Limits
+from muai_producers.tracing import create_tracer
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -62,7 +63,8 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        self.tracer = create_tracer(settings, "gateway")
+        admission = Admission(self._submit, store, self.hub, self._client.limits, self.tracer)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -72,13 +74,21 @@ class Gateway:
             cache_s=gateway.key_cache_s,
         )
         self.routes = Routes(
-            settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
+            settings,
+            store,
+            self.hub,
+            admission,
+            self._observer,
+            self.drain,
+            self.doorkeeper,
+            self._executor,
+            self.tracer,
         )
         shelf = FileShelf(store, FileFolder.from_settings(settings), gateway.files)
         batches = BatchStore(store, gateway.files.keep_s)
         self.file_routes = FileRoutes(shelf, batches, gateway.files.max_file_bytes, self._executor)
         self.batch_routes = BatchRoutes(shelf, batches, gateway.batches, self.routes.builder, self._executor)
-        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor)
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor, self.tracer)
         self.stream_routes = StreamRoutes(self.hub, self.streams)
         self.openai_routes = OpenAIRoutes(
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
@@ -108,6 +118,7 @@ class Gateway:
         self._listener_client.close()
         self._stream_client.close()
         self._client.close()
+        self.tracer.close()
 
 
 def create_gateway(settings: Settings) -> FastAPI:

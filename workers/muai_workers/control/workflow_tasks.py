@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import redis
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
 from muai_producers.client import InferenceClient
 from muai_producers.errors import BrokerError
+from muai_producers.tracing import create_tracer
 from muai_producers.workflows.runs import STEP_TASK, Run, WorkflowRuns
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ AGAIN_AFTER_S = 0.5
 
 def register_workflows(app: Celery, settings: Settings) -> None:
     """Give `app` the task that runs one step; Celery's chain sends the next."""
-    runs = WorkflowRuns(settings, InferenceClient(settings), app)
+    tracer = create_tracer(settings, "control")
+    runs = WorkflowRuns(settings, InferenceClient(settings), app, tracer)
+    signals.worker_shutdown.connect(lambda **_: tracer.close(), weak=False)
 
     @app.task(name=STEP_TASK, ignore_result=True, acks_late=True)
     def step(state: dict[str, Any], *, run: dict[str, Any], step: str) -> dict[str, Any]:
