@@ -198,7 +198,7 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
         name: the worker's name in Flower; made from the host and process id where None.
     """
     name = name or f"collector-{os.getpid()}"
-    serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    serve(create_app(settings), settings, name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
 
 
 def __getattr__(name: str) -> Any:

@@ -137,7 +137,16 @@ class CollectorTracing:
                 continue
             routing_id = part_of(request, span, names.ROUTING)
             told = request_attributes(request)
-            routing = Finished(names.ROUTING, routing_id, span.own.span_id, times[0], now_s, told, error=error)
+            routing = Finished(
+                names.ROUTING,
+                routing_id,
+                span.own.span_id,
+                times[0],
+                now_s,
+                told,
+                error=error,
+                inputs=(request.inputs,),
+            )
             self._tracer.record([routing, request_finished(request, span, now_s, error, state=state)])
 
     def forget_all(self) -> None:

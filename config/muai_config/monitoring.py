@@ -3,7 +3,18 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from muai_config.fields import Conflict, DistinctList, Host, HttpUrl, Name, Section, UrlPath, section, setting
+from muai_config.fields import (
+    Conflict,
+    DistinctList,
+    FolderPath,
+    Host,
+    HttpUrl,
+    Name,
+    Section,
+    UrlPath,
+    section,
+    setting,
+)
 
 
 class PrometheusSettings(Section):
@@ -51,6 +62,37 @@ class TracingSettings(Section):
     )
     export_timeout_ms: int = setting(
         30000, ge=1, le=3_600_000, unit="ms", example=10000, describe="Longest that one export may take."
+    )
+
+
+class LogSettings(Section):
+    format: Literal["console", "json"] = setting(
+        "console", example="json", describe="Lines for people, or one JSON object a line for machines."
+    )
+    contents: bool = setting(
+        False,
+        describe="Whether logs and traces may repeat what clients sent and were answered. Passwords and keys never "
+        "appear.",
+    )
+    folder: FolderPath | None = setting(
+        None,
+        example="/var/log/muai",
+        describe="Folder in which each process also keeps a log file of its own; null: none is kept.",
+    )
+    max_file_mb: int = setting(
+        50, ge=1, le=100_000, unit="MB", example=200, describe="Size at which a log file is put aside for a new one."
+    )
+    keep_files: int = setting(
+        5, ge=1, le=1000, unit="files", example=10, describe="Log files put aside that are kept, for each process."
+    )
+    min_free_mb: int = setting(
+        200,
+        ge=0,
+        le=10_000_000,
+        unit="MB",
+        example=1000,
+        describe="With less than this free, a disk counts as full: old logs, leftovers and converted models that "
+        "nobody has used lately are deleted, and only warnings are logged. 0: only when nothing more fits.",
     )
 
 
@@ -166,6 +208,7 @@ class MonitoringSettings(Section):
     )
     prometheus: PrometheusSettings = section(PrometheusSettings, "Metrics for Prometheus.")
     tracing: TracingSettings = section(TracingSettings, "Traces for OpenTelemetry.")
+    logs: LogSettings = section(LogSettings, "What processes log, and how.")
     anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
     server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")
 

@@ -52,7 +52,7 @@ def run_engine_worker(
     """
     name = name or f"{engine}-{os.getpid()}"
     app = create_engine_app(settings, engine, name)
-    serve(app, name=name, queues=[engine_queue(engine)], pool="threads", log_level=log_level)
+    serve(app, settings, name=name, queues=[engine_queue(engine)], pool="threads", log_level=log_level)
 
 
 def run_control(
@@ -70,7 +70,14 @@ def run_control(
     app = create_control_app(settings)
     if beat:
         _embed_beat(app)
-    serve(app, name=name or f"control-{os.getpid()}", queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+    serve(
+        app,
+        settings,
+        name=name or f"control-{os.getpid()}",
+        queues=[CONTROL, WORKFLOW],
+        pool="threads",
+        log_level=log_level,
+    )
 
 
 def _embed_beat(app: Celery) -> None:

@@ -29,6 +29,8 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
+from muai_producers.logs import about_batch, about_request
+from muai_producers.logs.contents import tell_contents
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.tracing import NO_TRACER, Tracer, names
@@ -141,7 +143,8 @@ class BatchRunner:
         run = self._engine_threads.submit(self._take_turn, batch, claim).result()
         if run is None:
             return []
-        self._guarded(batch, lambda: self._finish(run))
+        with about_batch(batch, worker=self.identity.name):
+            self._guarded(batch, lambda: self._finish(run))
         return run.again
 
     def refuse(self, batch_id: str, content: str, error: Exception) -> None:
@@ -161,7 +164,8 @@ class BatchRunner:
     def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> _Run | None:
         if claim is not None:
             claim()
-        return self._guarded(batch, lambda: self._serve(batch))
+        with about_batch(batch, worker=self.identity.name):
+            return self._guarded(batch, lambda: self._serve(batch))
 
     def _guarded(self, batch: Batch, stage: Callable[[], Stage]) -> Stage | None:
         """What a stage returns; None when it failed by a fault of ours, and every request was answered with that."""
@@ -291,6 +295,8 @@ class BatchRunner:
             streams.finish(request.id)
         if completion.output is not None:
             answer = success_answer(request, self._result(run, request, completion.output))
+            if self.settings.monitoring.logs.contents:
+                tell_contents(log, request, completion.output.outputs)
             self._tracing.answering(request, completion.output)
             self.writer.write(answer)
         elif isinstance(completion.error, EngineError):
@@ -392,7 +398,8 @@ class BatchRunner:
 
     def _fail(self, request: InferenceRequest, error: MuaiError) -> None:
         if not isinstance(error, RequestError):
-            log.warning("request %s failed: %s", request.id, error)
+            with about_request(request):
+                log.warning("request %s failed: %s", request.id, error)
         self._tracing.answering(request, error=error)
         self.writer.write(_failure(request, error))
 

@@ -265,6 +265,7 @@ def _batch(trace: BatchTrace, now_s: float, about: dict[str, Any]) -> Finished:
         "consumer",
         links=[one.span.own for one in trace.traced.values()],
         error=_whole_error(trace),
+        inputs=[request.inputs for request in batch.requests],
     )
 
 
@@ -304,6 +305,7 @@ def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[st
             "consumer",
             links=_earlier(request, span, batch),
             error=error,
+            inputs=(request.inputs,),
         ),
         child(names.PREPROCESSING, whole, trace.start_s, prepared_s, attributes=told),
     ]
@@ -319,6 +321,7 @@ def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[st
             {**told, **_usage(one)},
             links=[batch_span_id(batch.id), *_earlier(request, span, batch)],
             error=error,
+            inputs=(request.inputs,),
         )
     )
     if trace.loading is not None:
@@ -331,6 +334,7 @@ def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[st
                 loading.end_s or now_s,
                 attributes=told,
                 error=loading.error,
+                inputs=[r.inputs for r in batch.requests],
             )
         )
     for a_pass in trace.passes:
@@ -344,6 +348,7 @@ def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[st
                     stop_s,
                     attributes={**told, names.BATCH_SIZE: len(a_pass.request_ids), **_usage(one)},
                     error=a_pass.error,
+                    inputs=[r.inputs for r in batch.requests],
                 )
             )
     if one.completed_s is not None and one.handed_over_s is not None:

@@ -15,6 +15,7 @@ from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.tracing import admitted
 from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.logs import about_request
 from muai_producers.store import Limits, Store
 from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import InferenceRequest
@@ -155,7 +156,8 @@ def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str
             return [error]
     except Exception:
         if len(requests) == 1:
-            log.exception("request %s could not be submitted", requests[0].id)
+            with about_request(requests[0]):
+                log.exception("request %s could not be submitted", requests[0].id)
             return [MuaiError("the request could not be submitted, through no fault of its own")]
     return _admit_halves(submit, requests)
 

@@ -29,7 +29,19 @@ def admitted(tracer: Tracer, requests: Sequence[InferenceRequest], outcomes: Seq
             told[names.EARLIER_REQUEST] = outcome  # the same idempotency key: that request is the one that goes on
         start_s = request.submitted_at
         own = part_of(request, span, names.ADMISSION)
-        spans.append(Finished(names.ADMISSION, own, span.own.span_id, start_s, now_s, told, "producer", error=error))
+        spans.append(
+            Finished(
+                names.ADMISSION,
+                own,
+                span.own.span_id,
+                start_s,
+                now_s,
+                told,
+                "producer",
+                error=error,
+                inputs=(request.inputs,),
+            )
+        )
         if error is not None:
             spans.append(request_finished(request, span, now_s, error, state=names.REFUSED))
         elif outcome != request.id:

@@ -23,7 +23,9 @@ def create_tracer(settings: Settings, role: str) -> Tracer:
     except ImportError as error:
         log.info("nothing is traced: OpenTelemetry is not installed (%s); pip install 'muai[monitoring]'", error)
         return NO_TRACER
-    return OTelTracer(config, role)
+    from muai_producers.logs.setup import redactor_of
+
+    return OTelTracer(config, role, redactor=redactor_of(settings))
 
 
 __all__ = ["NO_TRACER", "Finished", "NoTracer", "Tracer", "TracingState", "create_tracer"]

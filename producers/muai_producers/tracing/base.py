@@ -28,6 +28,8 @@ class Finished:
     kind: Kind = "internal"
     links: Sequence[SpanId] = ()
     error: BaseException | None = None
+    inputs: Sequence[Mapping[str, Any]] = ()
+    """What clients sent that the error may quote; it is taken out of the span."""
 
 
 @dataclass(frozen=True)

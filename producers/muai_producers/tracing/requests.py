@@ -49,7 +49,9 @@ def request_finished(
     if isinstance(error, MuaiError):
         told[names.ERROR_CODE] = error.code
     start_s = request.submitted_at or end_s
-    return Finished(names.REQUEST, span.own, span.parent_id, start_s, end_s, told, "server", error=error)
+    return Finished(
+        names.REQUEST, span.own, span.parent_id, start_s, end_s, told, "server", error=error, inputs=(request.inputs,)
+    )
 
 
 def part_of(request: InferenceRequest, span: RequestSpan, name: str, *where: str) -> SpanId:

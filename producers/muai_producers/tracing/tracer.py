@@ -8,7 +8,7 @@ import random
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from muai_producers.errors import MuaiError
+from muai_producers.logs.context import current
+from muai_producers.logs.redaction import Redactor
 from muai_producers.monitoring.guard import guarded
 from muai_producers.tracing import names
 from muai_producers.tracing.base import Attributes, Finished, TracingState
@@ -51,7 +53,7 @@ class OTelTracer:
     Args:
         role: what this process is, told with each span: `gateway`, `collector`, `worker`, `control`.
         make_exporter_: for tests and other destinations; None: the OTLP collector of the settings.
-        mask: what an error's message and stack may say; nothing is withheld where it is None.
+        redactor: what is kept out of errors' messages and stacks; None: nothing.
     """
 
     enabled = True
@@ -62,10 +64,10 @@ class OTelTracer:
         role: str = "",
         *,
         make_exporter_: Callable[[], SpanExporter] | None = None,
-        mask: Callable[[str], str] | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         hush_exporters()
-        self._mask = mask
+        self._redactor = redactor or Redactor(contents=True)
         make = make_exporter_ or functools.partial(make_exporter, config)
         self._spans = SpanQueue(make, config.export_timeout_ms / 1000)
         self._sampler = HeadSampler(config.sample_rate, config.max_traces_per_s or None)
@@ -119,7 +121,7 @@ class OTelTracer:
         status = _OK
         events: tuple[Event, ...] = ()
         if span.error is not None:
-            told = self._told(span.error)
+            told = self._told(span.error, span.inputs)
             attributes |= told
             status = Status(StatusCode.ERROR, told[names.ERROR_MESSAGE])
             events = (_exception_event(told, end_ns),)
@@ -138,8 +140,8 @@ class OTelTracer:
             instrumentation_scope=_SCOPE,
         )
 
-    def _told(self, error: BaseException) -> dict[str, Any]:
-        return error_attributes(error, self._mask)
+    def _told(self, error: BaseException, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return error_attributes(error, lambda text: self._redactor.clean(text, inputs))
 
     # -- live spans ------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,7 @@ class OTelTracer:
         """See `Tracer`."""
         if not span.is_recording():
             return
-        told = self._told(error)
+        told = self._told(error, current().inputs)
         span.set_attributes(told)
         span.set_status(Status(StatusCode.ERROR, told[names.ERROR_MESSAGE]))
         event = _exception_event(told, time.time_ns())

@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 
 from muai_producers.client import InferenceClient
 from muai_producers.errors import BrokerError
+from muai_producers.logs import log_context
 from muai_producers.tracing import create_tracer
 from muai_producers.workflows.runs import STEP_TASK, Run, WorkflowRuns
 
@@ -34,7 +35,11 @@ def register_workflows(app: Celery, settings: Settings) -> None:
     def step(state: dict[str, Any], *, run: dict[str, Any], step: str) -> dict[str, Any]:
         """Run one step of a workflow; what it returns is the next step's state."""
         try:
-            known = runs.take_step(msgspec.convert(run, Run), step, state)
+            told = msgspec.convert(run, Run)
+            with log_context(
+                [told.parameters], request_id=told.id, workflow=told.workflow, step=step, tenant=told.tenant
+            ):
+                known = runs.take_step(told, step, state)
         except (redis.RedisError, OperationalError, BrokerError) as error:
             log.warning("step %s of run %s waits: %s", step, run.get("id"), error)
             time.sleep(AGAIN_AFTER_S)

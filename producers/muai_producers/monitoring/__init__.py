@@ -1,1 +1,0 @@
-"""What every process counts, and the one place where a failure of monitoring ends. Imports nothing optional."""
