@@ -30,6 +30,7 @@ KEPT_S = 0.5
 """How long a look at the installation serves: probes may come from many sides at once."""
 PROBE_TIMEOUT_S = 3.0
 NEARLY_FULL = 0.9
+MAX_GPUS_NAMED = 16
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +73,7 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     """The verdict for operators and dashboards."""
     fleet = picture.fleet
     fatal = _unreachable(picture)
-    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings)]
+    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
     if draining:
         warnings.append("this gateway is stopping")
     return Health(
@@ -136,6 +137,12 @@ def _strained(picture: Picture, settings: Settings) -> list[str]:
     if picture.in_flight is not None and picture.in_flight >= NEARLY_FULL * capacity:
         reasons.append(f"nearly full: {picture.in_flight} of {capacity} requests are in flight")
     return reasons
+
+
+def _gpu_troubles(fleet: FleetView) -> list[str]:
+    return [f"GPU {gpu.index} of {gpu.host} is {gpu.state}: {gpu.reason}" for gpu in fleet.gpus if gpu.state != "ok"][
+        :MAX_GPUS_NAMED
+    ]
 
 
 class Observer:
