@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 from celery import Celery
 from tests.chaos.brokers import RabbitNode
+from tests.traced_stack import TracedStack
 from tests.tracing_support import Inbox, Received, grpc_receiver, http_receiver, names_of, tree_of
-from tests.transport_support import ROOT, free_port, own_redis, wait_until
+from tests.transport_support import own_redis, wait_until
 
-from muai_config import Settings, build_settings
 from muai_producers import InferenceClient
 from muai_producers.errors import EnginesExhaustedError, InvalidRequestError
-from muai_producers.fleet import Fleet
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
-MODELS = {
-    "plain": {"task": "chat", "source": "hub:none", "engines": ["fake", "onnx"]},
-    "unloadable": {"task": "embedding", "source": "hub:none", "engines": ["fake", "onnx"]},
-}
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SPECIFIED = {
     "request": ["batching", "response_formatting", "routing", "workflow_execution"],
@@ -35,75 +27,6 @@ SPECIFIED = {
     "inference": ["forward_pass"],
 }
 """The specification's tree, of a model that is loaded already."""
-FIRST = {"poison_marker": "POISON", "fail_to_load": ["unloadable"]}
-SECOND = {"poison_marker": "VENOM"}
-
-
-class TracedStack:
-    """A whole installation whose engines are fakes: `fake` fails where it is told to, `onnx` serves what it left."""
-
-    def __init__(self, folder: Path, broker: str, state: str, endpoint: str, **tracing: Any) -> None:
-        self._folder = folder
-        self.port = free_port()
-        document = {
-            "queue": {"broker_url": broker, "redis_url": state},
-            "optimization": {"batcher": {"adaptive_batching": False, "batch_timeout_ms": 60}},
-            "monitoring": {
-                "server": {"host": "127.0.0.1", "port": self.port},
-                "prometheus": {"enabled": False},
-                "tracing": {"endpoint": endpoint, "max_traces_per_s": 0, **tracing},
-            },
-            "models": MODELS,
-        }
-        self._config = folder / "muai.yaml"
-        self._config.write_bytes(msgspec.yaml.encode(document))
-        self.settings: Settings = build_settings(document, {})
-        self._processes: list[tuple[subprocess.Popen[bytes], Path]] = []
-
-    def start(self) -> None:
-        command = ["-m", "muai_producers"]
-        self._start("gateway", *command, "gateway")
-        self._start("collector", *command, "collector", "--name", "c1")
-        self._start("control", *command, "control", "--name", "k1")
-        self._start("first", "-m", "tests.stand_in", "fake", "w1", msgspec.json.encode(FIRST).decode())
-        self._start("second", "-m", "tests.stand_in", "onnx", "w2", msgspec.json.encode(SECOND).decode())
-        with InferenceClient(self.settings) as client:
-            fleet = Fleet(client.store)
-            try:
-                wait_until(lambda: self._is_whole(fleet), timeout_s=90, what="the fleet")
-            except AssertionError as error:
-                raise AssertionError(f"{error}; {fleet.view(())}\n{self.logs()[-6000:]}") from None
-
-    def _is_whole(self, fleet: Fleet) -> bool:
-        for process, log in self._processes:
-            assert process.poll() is None, log.read_text()
-        view = fleet.view(())
-        try:
-            answers = httpx.get(f"http://127.0.0.1:{self.port}/health").status_code in (200, 503)
-        except httpx.TransportError:
-            return False
-        return answers and len(view.workers) == 2 and bool(view.collectors)
-
-    def _start(self, name: str, *arguments: str) -> None:
-        log = self._folder / f"{name}.log"
-        packages = os.pathsep.join(str(ROOT / part) for part in ("config", "producers", "batching", "workers", "."))
-        env = {**os.environ, "PYTHONPATH": packages, "MUAI_CONFIG": str(self._config), "MUAI_HOME": str(self._folder)}
-        with log.open("wb") as output:
-            process = subprocess.Popen([sys.executable, *arguments], env=env, cwd=ROOT, stdout=output, stderr=output)
-        self._processes.append((process, log))
-
-    def logs(self) -> str:
-        return "\n".join(log.read_text() for _, log in self._processes)
-
-    def stop(self) -> None:
-        for process, _ in self._processes:
-            process.terminate()
-        for process, _ in self._processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture(scope="module", params=["redis-grpc", "rabbitmq-http"])
@@ -234,6 +157,7 @@ from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
 CeleryInstrumentor().instrument()
 app = Celery(broker=sys.argv[1], backend=sys.argv[2])
+app.conf.task_default_queue_type = "quorum"
 with trace.get_tracer("shop").start_as_current_span("checkout") as span:
     result = app.send_task("muai.infer", kwargs={"model": "plain", "inputs": {"text": "plain"}}, queue="inference")
 result.get(timeout=30)
@@ -257,6 +181,7 @@ def test_Given_a_plain_Celery_producer_without_a_trace_Then_the_request_is_a_roo
     stack, inbox = traced
     queue = stack.settings.queue
     app = Celery("shop", broker=queue.broker_url, backend=queue.state_url, set_as_current=False)
+    app.conf.task_default_queue_type = "quorum"  # as RabbitMQ has it; Redis has no types
     task = app.send_task("muai.infer", kwargs={"model": "plain", "inputs": {"text": "plain"}}, queue="inference")
     task.get(timeout=30)
     app.close()

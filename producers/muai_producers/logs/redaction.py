@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 HIDDEN = "***"
 WITHHELD = "[withheld]"
 MIN_QUOTED = 12
-"""Shorter runs of what a client sent are in any sentence."""
+"""Shorter ones of what clients send are in any sentence: they are withheld where they stand in quotes."""
 _PATTERNS = (
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)[^\s/@'\"]+@", re.IGNORECASE), rf"\1{HIDDEN}@"),
     (re.compile(r"\b(muai_[0-9a-f]{12}_)[A-Za-z0-9_-]{20,}"), rf"\1{HIDDEN}"),
@@ -79,7 +79,7 @@ def withhold(text: str, quoted: Iterable[str]) -> str:
 
 def _without(text: str, form: str) -> str:
     if len(form) < MIN_QUOTED:
-        return re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", WITHHELD, text) if len(form) > 3 else text
+        return re.sub(rf"(['\"`]){re.escape(form)}\1", rf"\1{WITHHELD}\1", text) if form else text
     seed, start = form[:MIN_QUOTED], 0
     while (found := text.find(seed, start)) >= 0:
         length = MIN_QUOTED

@@ -18,6 +18,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from muai_producers.monitoring.events import spans_settled
 from muai_producers.monitoring.guard import guarded, standings
 from muai_producers.tracing.base import TracingState
 from muai_producers.tracing.failing import Breaker
@@ -97,6 +98,7 @@ class SpanQueue(SpanProcessor):
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._exported = self._dropped = 0
+        self._told = (0, 0)
         self._begun_s: float | None = None
         self._thread: threading.Thread | None = None
 
@@ -164,7 +166,17 @@ class SpanQueue(SpanProcessor):
                 detach(token)
         return None if is_done else "the OTLP collector does not take them (monitoring.tracing.endpoint)"
 
+    def _tell(self) -> None:
+        """Hand on to the metrics what has become of spans since the last time."""
+        exported, dropped = self._exported, self._dropped
+        spans_settled(exported - self._told[0], dropped - self._told[1])
+        self._told = (exported, dropped)
+
     def _settle(self, num_spans: int, error: str | None) -> None:
+        self._count(num_spans, error)
+        self._tell()
+
+    def _count(self, num_spans: int, error: str | None) -> None:
         if error is None:
             self._exported += num_spans
             if self._breaker.succeeded():
