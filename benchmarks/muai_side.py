@@ -37,18 +37,25 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configuration(
+    redis_url: str,
+    batcher: Mapping[str, Any] | None = None,
+    tracing: Mapping[str, Any] | None = None,
+    prefix: str = "muai",
+) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
+        tracing: keys of `monitoring.tracing`; None: it is switched off.
+        prefix: what keys and channels of the state store begin with.
     """
     return {
-        "queue": {"broker_url": redis_url},
+        "queue": {"broker_url": redis_url, "key_prefix": prefix},
         "optimization": {"batcher": dict(batcher or {})},
         "monitoring": {
             "server": {"queue_capacity": 2_000_000},
-            "tracing": {"enabled": False},
+            "tracing": {"enabled": False} if tracing is None else dict(tracing),
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
         },
         "models": {
@@ -64,10 +71,10 @@ def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> d
     }
 
 
-def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None) -> Path:
-    """The path of the configuration file, written to `folder`."""
+def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, **more: Any) -> Path:
+    """The path of the configuration file, written to `folder`; arguments as `configuration`."""
     path = folder / "muai.yaml"
-    path.write_text(yaml.safe_dump(configuration(redis_url, batcher)))
+    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, **more)))
     return path
 
 
@@ -101,9 +108,11 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 
 @contextmanager
-def served(folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None) -> Iterator[Driver]:
-    """Collector, one worker and a producer, ready."""
-    config = write_configuration(folder, redis_url, batcher)
+def served(
+    folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[Driver]:
+    """Collector, one worker and a producer, ready; arguments as `configuration`."""
+    config = write_configuration(folder, redis_url, batcher, **more)
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))

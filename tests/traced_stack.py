@@ -36,7 +36,7 @@ class TracedStack:
         endpoint: str,
         *,
         logs: Mapping[str, Any] | None = None,
-        gateway: Mapping[str, Any] | None = None,
+        capacity: int = 100,
         **tracing: Any,
     ) -> None:
         self._folder = folder
@@ -45,12 +45,11 @@ class TracedStack:
             "queue": {"broker_url": broker, "redis_url": state},
             "optimization": {"batcher": {"adaptive_batching": False, "batch_timeout_ms": 60}},
             "monitoring": {
-                "server": {"host": "127.0.0.1", "port": self.port},
+                "server": {"host": "127.0.0.1", "port": self.port, "queue_capacity": capacity},
                 "prometheus": {"enabled": False},
                 "tracing": {"endpoint": endpoint, "max_traces_per_s": 0, **tracing},
                 "logs": dict(logs or {}),
             },
-            "gateway": dict(gateway or {}),
             "models": MODELS,
         }
         self._config = folder / "muai.yaml"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import http, memory, model, open_loop, queue
+from benchmarks.figures import http, memory, model, open_loop, queue, tracing
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -11,6 +11,7 @@ FIGURES: dict[str, Measurement] = {
     "http": http.MEASUREMENT,
     "open-loop": open_loop.MEASUREMENT,
     "memory": memory.MEASUREMENT,
+    "tracing": tracing.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]
