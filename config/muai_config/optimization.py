@@ -25,6 +25,14 @@ class VLLMSettings(Section):
         env="MUAI_OPT_VLLM_TENSOR_PARALLEL",
         describe="How many GPUs share each layer of a model.",
     )
+    pipeline_parallel_size: int = setting(
+        1,
+        ge=1,
+        le=1024,
+        unit="stages",
+        example=2,
+        describe="How many stages the layers of a model are spread over, each on GPUs of its own.",
+    )
     dtype: Dtype = setting(
         "auto", describe="Number format of the weights; auto goes by the model and the GPU.", example="bf16"
     )
@@ -52,7 +60,21 @@ class VLLMSettings(Section):
         le=65536,
         unit="GB",
         example=8,
-        describe="Main memory that takes keys and values which the GPU has no room for.",
+        describe="Main memory for each GPU that takes keys and values which the GPU has no room for.",
+    )
+    block_size: int | None = setting(
+        None,
+        ge=1,
+        le=4096,
+        unit="tokens",
+        example=32,
+        describe="Keys and values are kept and found again in blocks of so many tokens; null takes 32 on a CPU, and "
+        "vLLM's own size on a GPU.",
+    )
+    enforce_eager: bool | None = setting(
+        None,
+        example=True,
+        describe="Whether models run as they are, not compiled when they are loaded; null compiles on a GPU alone.",
     )
 
 
@@ -62,11 +84,24 @@ class DeepSpeedSettings(Section):
         1, ge=1, le=1024, unit="GPUs", example=2, describe="How many GPUs share each layer of a model."
     )
     pipeline_parallel: int = setting(
-        1, ge=1, le=1024, unit="stages", example=4, describe="How many stages the layers of a model are spread over."
+        1,
+        ge=1,
+        le=1024,
+        unit="stages",
+        example=1,
+        describe="How many stages the layers of a model are spread over. DeepSpeed has none for inference with keys "
+        "and values: with more than one the engine refuses its models and says so.",
     )
     dtype: Literal["fp16", "fp32", "bf16"] = setting("fp16", describe="Number format to compute in.", example="bf16")
     replace_with_kernel_inject: bool = setting(
-        True, describe="Whether DeepSpeed's own fused kernels take the place of the model's layers."
+        True,
+        describe="Whether DeepSpeed's own fused kernels take the place of the model's layers where they can: on a GPU, "
+        "for encoders and classifiers.",
+    )
+    zero_inference: Literal["auto", "never", "always"] = setting(
+        "auto",
+        describe="Whether weights lie in main memory and come to the GPU layer by layer; auto does it for models that "
+        "do not fit.",
     )
 
 
@@ -85,6 +120,14 @@ class OnnxSettings(Section):
     )
     enable_quantization: bool = setting(
         False, describe="Whether weights are stored as 8-bit integers: smaller, faster on a CPU, a little less exact."
+    )
+    quantized_min_cosine: float = setting(
+        0.97,
+        ge=-1.0,
+        le=1.0,
+        example=0.99,
+        describe="Least cosine between the outputs of the quantized model and the original; one that is further off is "
+        "not used, and the converted model with whole weights serves.",
     )
     cache_dir: FolderPath | None = setting(
         None,

@@ -16,6 +16,9 @@ from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.tracing import admitted
 from muai_producers.keys import NO_LIMITS, TenantLimits
 from muai_producers.logs import about_request
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.outcomes import status_of
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Limits, Store
 from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import InferenceRequest
@@ -53,11 +56,16 @@ class Admission:
     """Runs on one thread: see `admit`.
 
     Args:
-        limits: what holds for tenants whose keys say nothing else.
+        limits: gives what holds now for tenants whose keys say nothing else.
     """
 
     def __init__(
-        self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits, tracer: Tracer = NO_TRACER
+        self,
+        submit: SubmitWithin,
+        store: Store,
+        hub: ResultHub,
+        limits: Callable[[], Limits],
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._tracer = tracer
         self._submit = submit
@@ -80,6 +88,7 @@ class Admission:
                 watch.close()
         if self._tracer.enabled:
             admitted(self._tracer, [submission.request for submission in submissions], outcomes)
+        _record_refusals(submissions, outcomes)
         self._look(is_asked=len(awaited) < len(submissions))
         return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 
@@ -100,7 +109,7 @@ class Admission:
 
     def _within(self, max_requests: int | None, max_tokens: int | None) -> Limits:
         own = {"tenant_max_requests": max_requests, "tenant_max_tokens": max_tokens}
-        return dataclasses.replace(self._limits, **{name: value for name, value in own.items() if value is not None})
+        return dataclasses.replace(self._limits(), **{name: value for name, value in own.items() if value is not None})
 
     def _look(self, *, is_asked: bool) -> None:
         """See how many are in flight, where somebody asked; and how fast they are answered, now and then."""
@@ -133,6 +142,13 @@ class Admission:
         if wait_s is None:
             return error
         return QueueFullError(error.message, {**error.details, "retry_after_s": round(max(1.0, wait_s), 1)})
+
+
+def _record_refusals(submissions: Sequence[Submission], outcomes: Sequence[str | MuaiError]) -> None:
+    for submission, outcome in zip(submissions, outcomes, strict=True):
+        if isinstance(outcome, MuaiError):
+            recorder.count(instruments.REFUSED, outcome.code)
+            recorder.count(instruments.TENANT_REQUESTS, submission.request.tenant, status_of(outcome))
 
 
 def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str | MuaiError]:

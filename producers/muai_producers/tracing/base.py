@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from muai_producers.tracing.context import SpanId, Trace
+
+if TYPE_CHECKING:
+    from muai_config import Settings
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 Attributes = Mapping[str, Any]
@@ -78,6 +81,10 @@ class Tracer(Protocol):
         """Note an error in a span that one of the others gave: type, message and stack."""
         ...
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Work by these settings from now on; what can be changed at run time is the sample rate."""
+        ...
+
     def state(self) -> TracingState:
         """How it does."""
         ...
@@ -120,6 +127,9 @@ class NoTracer:
         yield
 
     def record_error(self, span: Any, error: BaseException) -> None:
+        """See `Tracer`."""
+
+    def reconfigure(self, settings: Settings) -> None:
         """See `Tracer`."""
 
     def state(self) -> TracingState:

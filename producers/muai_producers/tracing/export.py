@@ -1,7 +1,7 @@
 """Sending spans to an OTLP collector: from a thread of its own, out of a bounded queue, and never at a cost.
 
 OpenTelemetry's `BatchSpanProcessor` would do but for three things: it does not say what it dropped, it goes on at full
-cost while its collector is down, and its end waits for retries to run out (docs/adr/0017-tracing-afterwards.md).
+cost while its collector is down, and its end waits for retries to run out (docs/adr/0020-tracing-afterwards.md).
 """
 
 from __future__ import annotations

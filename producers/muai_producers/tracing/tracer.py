@@ -31,6 +31,7 @@ from muai_producers.tracing.export import SpanQueue, attribute_values, hush_expo
 from muai_producers.tracing.sampling import HeadSampler
 
 if TYPE_CHECKING:
+    from muai_config import Settings
     from muai_config.monitoring import TracingSettings
 
 MAX_STACK_CHARS = 8192
@@ -97,6 +98,10 @@ class OTelTracer:
     @sample_rate.setter
     def sample_rate(self, rate: float) -> None:
         self._sampler.rate = rate
+
+    def reconfigure(self, settings: Settings) -> None:
+        """See `Tracer`."""
+        self._sampler.rate = settings.monitoring.tracing.sample_rate
 
     def takes(self, trace_id: int) -> bool:
         """The head decision on a trace, or on a number by chance."""

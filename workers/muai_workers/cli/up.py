@@ -49,6 +49,9 @@ def up(
     if gateway and not _has_gateway():
         gateway = False
         remarks.append("no gateway: it needs pip install 'muai[gateway]'")
+    exporter = importlib.util.find_spec("prometheus_client") is not None
+    if not exporter:
+        remarks.append("no metrics page: it needs pip install 'muai[monitoring]'")
     wanted = Wanted(
         broker=broker,
         redis=redis,
@@ -56,6 +59,7 @@ def up(
         collectors=collectors,
         gateway=gateway,
         flower=flower,
+        exporter=exporter,
         log_level=invocation.log_level,
     )
     settings = resolve_file(None, invocation.env).settings

@@ -20,15 +20,17 @@ from muai_producers.workflows.runs import STEP_TASK, Run, WorkflowRuns
 
 if TYPE_CHECKING:
     from muai_config import Settings
+    from muai_producers.runtime_config.live import LiveSettings
 
 log = logging.getLogger(__name__)
 AGAIN_AFTER_S = 0.5
 
 
-def register_workflows(app: Celery, settings: Settings) -> None:
+def register_workflows(app: Celery, settings: Settings, live: LiveSettings) -> None:
     """Give `app` the task that runs one step; Celery's chain sends the next."""
     tracer = create_tracer(settings, "control")
-    runs = WorkflowRuns(settings, InferenceClient(settings), app, tracer)
+    live.subscribe(tracer.reconfigure, settings)
+    runs = WorkflowRuns(settings, InferenceClient(settings, live=live), app, tracer)
     signals.worker_shutdown.connect(lambda **_: tracer.close(), weak=False)
 
     @app.task(name=STEP_TASK, ignore_result=True, acks_late=True)
