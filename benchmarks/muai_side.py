@@ -38,21 +38,33 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def configuration(
+<<<<<<< HEAD
     redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
+=======
+    redis_url: str,
+    batcher: Mapping[str, Any] | None = None,
+    tracing: Mapping[str, Any] | None = None,
+    prefix: str = "muai",
+>>>>>>> tracing
 ) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
+<<<<<<< HEAD
         monitoring: whether metrics are counted and sent on.
+=======
+        tracing: keys of `monitoring.tracing`; None: it is switched off.
+        prefix: what keys and channels of the state store begin with.
+>>>>>>> tracing
     """
     return {
-        "queue": {"broker_url": redis_url},
+        "queue": {"broker_url": redis_url, "key_prefix": prefix},
         "optimization": {"batcher": dict(batcher or {})},
         "monitoring": {
             "enabled": monitoring,
             "server": {"queue_capacity": 2_000_000},
-            "tracing": {"enabled": False},
+            "tracing": {"enabled": False} if tracing is None else dict(tracing),
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
         },
         "models": {
@@ -68,12 +80,19 @@ def configuration(
     }
 
 
+<<<<<<< HEAD
 def write_configuration(
     folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
 ) -> Path:
     """The path of the configuration file, written to `folder`."""
     path = folder / "muai.yaml"
     path.write_text(yaml.safe_dump(configuration(redis_url, batcher, monitoring=monitoring)))
+=======
+def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, **more: Any) -> Path:
+    """The path of the configuration file, written to `folder`; arguments as `configuration`."""
+    path = folder / "muai.yaml"
+    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, **more)))
+>>>>>>> tracing
     return path
 
 
@@ -111,10 +130,17 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 @contextmanager
 def served(
+<<<<<<< HEAD
     folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
 ) -> Iterator[Driver]:
     """Collector, one worker and a producer, ready."""
     config = write_configuration(folder, redis_url, batcher, monitoring=monitoring)
+=======
+    folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[Driver]:
+    """Collector, one worker and a producer, ready; arguments as `configuration`."""
+    config = write_configuration(folder, redis_url, batcher, **more)
+>>>>>>> tracing
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))

@@ -27,6 +27,7 @@ from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
+from muai_producers.tracing import create_tracer
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -91,9 +92,15 @@ class CollectorConsumer(QuietConsumer):
         self._follower.start()
         self._follower.take_sighup()
         settings = self._live.current
+        self._tracer = create_tracer(settings, "collector")
         self.collector = Collector(
-            settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
+            settings,
+            store,
+            _dispatcher(settings, store),
+            is_revoked=lambda request_id: request_id in revoked,
+            tracer=self._tracer,
         )
+        self._live.subscribe(self._tracer.reconfigure, settings)
         self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
@@ -186,6 +193,8 @@ class CollectorConsumer(QuietConsumer):
             self._watcher.close()
             self._follower.close()
         super().shutdown()
+        if self.collector is not None:
+            self._tracer.close()
 
 
 def _dispatcher(settings: Settings, store: Store) -> Dispatcher:
@@ -210,7 +219,7 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
     name = name or f"collector-{os.getpid()}"
     pusher = start_pushing(settings, "collector", name)
     try:
-        serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+        serve(create_app(settings), settings, name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
     finally:
         if pusher is not None:
             pusher.close()

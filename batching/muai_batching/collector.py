@@ -33,6 +33,7 @@ from muai_batching.latency import LatencyFits
 from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
+from muai_batching.tracing import CollectorTracing
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -45,6 +46,7 @@ from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetV
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
+from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import Batch, InferenceRequest
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Collector:
         is_revoked: whether Celery's own `revoke` named this id.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
+        tracer: told how the requests that are traced fare here.
         recorder: what the metrics are told.
     """
 
@@ -97,6 +100,7 @@ class Collector:
         is_revoked: Callable[[str], bool] = lambda _: False,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
+        tracer: Tracer = NO_TRACER,
         recorder: Recorder = own_recorder,
     ) -> None:
         self._metrics = CollectorMetrics(recorder, settings.models)
@@ -110,6 +114,8 @@ class Collector:
         self._max_payload_bytes = settings.queue.max_payload_mb * 1_000_000
         self._monotonic_s = monotonic_s
         self._wall_s = wall_s
+        system = "redis" if settings.queue.broker_is_redis else "rabbitmq"
+        self._tracing = CollectorTracing(tracer, system=system, wall_s=wall_s)
         self._outstanding: dict[str, int] = {}
         self.latency = LatencyFits()
         self.sharding = Sharding(settings.queue.collector_shards)
@@ -131,6 +137,7 @@ class Collector:
         except MuaiError as error:
             self._refuse_message(message, handle, error)
             return
+        request = self._tracing.entered(request, message.headers)
         try:
             if self._is_revoked(request.id):
                 raise RequestCancelledError(f"request {request.id} was revoked", {"request_id": request.id})
@@ -140,8 +147,9 @@ class Collector:
             return
         queue = self.sharding.elsewhere(key)
         if queue is not None:
-            self._foreign.append(Passing(queue, request, handle))
+            self._foreign.append(Passing(queue, self._tracing.passed_on(request), handle))
             return
+        self._tracing.routed(request)
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
         self._unmarked.append(item)
@@ -182,7 +190,8 @@ class Collector:
             queue = self.sharding.elsewhere(key)
             if queue is not None:
                 items = self.assembler.take(key)
-                self._foreign += [Passing(queue, item.request, item.handle) for item in items]
+                passed_on = self._tracing.passed_on
+                self._foreign += [Passing(queue, passed_on(item.request), item.handle) for item in items]
 
     def on_batch_done(self, done: BatchDone) -> None:
         """A batch has finished."""
@@ -226,6 +235,7 @@ class Collector:
         self._refused.clear()
         self._foreign.clear()
         self._unmarked.clear()
+        self._tracing.forget_all()
 
     def announcement(self, record: CollectorRecord) -> CollectorRecord:
         """`record` with what is held now."""
@@ -300,6 +310,7 @@ class Collector:
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
                 continue
+            self._tracing.sent(batch)
             if outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
             self._metrics.sent(formed, self.assembler.policy)
@@ -401,6 +412,7 @@ class Collector:
         answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
         self._metrics.refused(request, error)
         self._refused.append((answer, handle))
+        self._tracing.refused(request, error, state)
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
@@ -418,11 +430,13 @@ class Collector:
         if not self._refused:
             return
         refused, self._refused = self._refused, []
+        answers = [answer for answer, _ in refused if answer is not None]
         try:
-            self._store.answer([answer for answer, _ in refused if answer is not None])
+            accepted = self._store.answer(answers)
         except redis.RedisError:
             self._refused = refused + self._refused
             raise
+        self._tracing.answered(answers, accepted)
         self._dispatcher.drop([handle for _, handle in refused])
 
 

@@ -6,13 +6,18 @@ import logging
 import socket
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import SecurityWarning
 from celery.worker.consumer import Consumer
 from celery.worker.consumer.heart import Heart
 from celery.worker.heartbeat import Heart as HeartbeatEvents
+
+from muai_producers.logs.setup import set_up_logging
+
+if TYPE_CHECKING:
+    from muai_config import Settings
 
 CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.beat")
 """Two lines for each batch and one for each scheduled task would drown what an operator looks for; they show in Flower
@@ -69,7 +74,7 @@ class QuietConsumer(Consumer):
         ]
 
 
-def serve(app: Celery, *, name: str, queues: Sequence[str], pool: str, log_level: str) -> None:
+def serve(app: Celery, settings: Settings, *, name: str, queues: Sequence[str], pool: str, log_level: str) -> None:
     """Run a worker of `app` until it is told to stop. Blocks.
 
     Args:
@@ -79,6 +84,8 @@ def serve(app: Celery, *, name: str, queues: Sequence[str], pool: str, log_level
     if log_level.upper() != "DEBUG":
         for chatty in CHATTY_LOGGERS:
             logging.getLogger(chatty).setLevel(logging.WARNING)
+    # A receiver of this signal is what keeps Celery from setting up logs of its own.
+    signals.setup_logging.connect(lambda **_: set_up_logging(settings, name, log_level), weak=False)
     # Celery warns of root because of pickle, which is refused here.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     argv = ["--quiet", "worker", "--pool", pool, "--queues", ",".join(queues)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from benchmarks.figures import conversations, http, memory, model, monitoring, onnx, open_loop, queue, vllm
+=======
+from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue, tracing, vllm
+>>>>>>> tracing
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -16,6 +20,7 @@ FIGURES: dict[str, Measurement] = {
     "conversations": conversations.CHAT,
     "cache-budget": conversations.BUDGET,
     "vllm": vllm.MEASUREMENT,
+    "tracing": tracing.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]

@@ -7,6 +7,7 @@ from muai_config.fields import (
     Conflict,
     DistinctList,
     FilePath,
+    FolderPath,
     Host,
     HttpUrl,
     Name,
@@ -35,6 +36,11 @@ class TracingSettings(Section):
         example="http://otel-collector:4317",
         describe="The OTLP collector that takes the traces.",
     )
+    protocol: Literal["auto", "grpc", "http"] = setting(
+        "auto",
+        example="http",
+        describe="How to speak with the collector; auto: HTTP on port 4318 or where the address has a path, else gRPC.",
+    )
     sample_rate: float = setting(
         1.0,
         ge=0.0,
@@ -44,11 +50,50 @@ class TracingSettings(Section):
         reloadable=True,
         describe="Share of requests that are traced; 0.1 suits heavy traffic.",
     )
+    max_traces_per_s: float = setting(
+        100.0,
+        ge=0.0,
+        unit="requests/s",
+        example=0.0,
+        describe="Most requests that a process begins to trace in a second, whatever sample_rate says; 0: no limit. "
+        "What comes with a trace of its caller's is not counted.",
+    )
     service_name: str = setting(
         "muai-orchestration", min_length=1, example="muai-staging", describe="The name that traces carry."
     )
     export_timeout_ms: int = setting(
         30000, ge=1, le=3_600_000, unit="ms", example=10000, describe="Longest that one export may take."
+    )
+
+
+class LogSettings(Section):
+    format: Literal["console", "json"] = setting(
+        "console", example="json", describe="Lines for people, or one JSON object a line for machines."
+    )
+    contents: bool = setting(
+        False,
+        describe="Whether logs and traces may repeat what clients sent and were answered. Passwords and keys never "
+        "appear.",
+    )
+    folder: FolderPath | None = setting(
+        None,
+        example="/var/log/muai",
+        describe="Folder in which each process also keeps a log file of its own; null: none is kept.",
+    )
+    max_file_mb: int = setting(
+        50, ge=1, le=100_000, unit="MB", example=200, describe="Size at which a log file is put aside for a new one."
+    )
+    keep_files: int = setting(
+        5, ge=1, le=1000, unit="files", example=10, describe="Log files put aside that are kept, for each process."
+    )
+    min_free_mb: int = setting(
+        200,
+        ge=0,
+        le=10_000_000,
+        unit="MB",
+        example=1000,
+        describe="With less than this free, a disk counts as full: old logs, leftovers and converted models that "
+        "nobody has used lately are deleted, and only warnings are logged. 0: only when nothing more fits.",
     )
 
 
@@ -175,6 +220,7 @@ class MonitoringSettings(Section):
     )
     prometheus: PrometheusSettings = section(PrometheusSettings, "Metrics for Prometheus.")
     tracing: TracingSettings = section(TracingSettings, "Traces for OpenTelemetry.")
+    logs: LogSettings = section(LogSettings, "What processes log, and how.")
     anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
     flower: FlowerSettings = section(FlowerSettings, "Flower, which shows workers and batches.")
     server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")

@@ -34,6 +34,7 @@ from muai_producers.streams.following import Follower
 from muai_producers.streams.listening import StreamListener, Wake
 from muai_producers.streams.text import StreamEvent
 from muai_producers.submit import KombuSubmitter, RedisSubmitter, Submitter
+from muai_producers.tracing.context import Trace, current_trace
 from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
@@ -158,12 +159,14 @@ class InferenceClient:
         if self._look is not None:
             self._look.look_now_and_then()
         now_s = time.time()
+        trace = current_trace()
         built = [
-            request if isinstance(request, InferenceRequest) else self._build(request, now_s) for request in requests
+            request if isinstance(request, InferenceRequest) else self._build(request, now_s, trace)
+            for request in requests
         ]
         return self.submitter().submit(built, self.limits) if built else []
 
-    def _build(self, options: Mapping[str, Any], now_s: float) -> InferenceRequest:
+    def _build(self, options: Mapping[str, Any], now_s: float, trace: Trace) -> InferenceRequest:
         fields = dict(options)
         inputs = fields.get("inputs")
         if isinstance(inputs, str):
@@ -178,6 +181,8 @@ class InferenceClient:
                 raise errors.InvalidRequestError(f"deadline_s must be a number of seconds, got {deadline_s!r}")
             fields["deadline"] = now_s + deadline_s
         fields["reply_to"] = self._reply_channel
+        if trace and not fields.get("trace"):
+            fields["trace"] = trace
         return request_from_fields(fields, request_id=fields.get("id") or self._new_id(), now_s=now_s)
 
     def _new_id(self) -> str:

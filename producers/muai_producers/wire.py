@@ -97,7 +97,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     webhook: WebhookUrl | None = None
     """Address that word of the end is posted to, for requests that were admitted; a plain Celery message is not."""
     trace: dict[TraceHeader, TraceValue] = {}
-    """W3C trace context of whoever asked, as it is in the message's headers too."""
+    """W3C trace context of whoever asked, as it is in the message's headers too; that of the request's own span where
+    it begins a trace. See `muai_producers.tracing.context`."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -125,6 +126,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Wall-clock seconds since the epoch."""
     deaths: int = 0
     """Workers that died while they ran these requests."""
+    after: str = ""
+    """The batch in which these requests were tried before; '' for the first."""
 
 
 class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):

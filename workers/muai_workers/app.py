@@ -74,7 +74,7 @@ def run_engine_worker(
     """
     name = name or f"{engine}-{os.getpid()}"
     app = create_engine_app(settings, engine, name)
-    serve(app, name=name, queues=[engine_queue(engine)], pool="threads", log_level=log_level)
+    serve(app, settings, name=name, queues=[engine_queue(engine)], pool="threads", log_level=log_level)
 
 
 def run_control(
@@ -97,7 +97,7 @@ def run_control(
         _embed_beat(app)
     watch, pusher = MachineWatch(recorder), start_pushing(settings, "control", name)
     try:
-        serve(app, name=name, queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+        serve(app, settings, name=name, queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
     finally:
         watch.close()
         if pusher is not None:

@@ -30,6 +30,7 @@ from muai_producers.monitoring.recorder import recorder
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
+from muai_producers.tracing import create_tracer
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
 from muai_workers.engines.base import Engine
@@ -96,7 +97,9 @@ class EngineWorker:
             result_ttl_s=settings.queue.result_ttl_s,
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        self.runner = BatchRunner(settings, self.engine, store, identity)
+        self._tracer = create_tracer(settings, "worker")
+        self.live.subscribe(self._tracer.reconfigure, settings)
+        self.runner = BatchRunner(settings, self.engine, store, identity, tracer=self._tracer)
         self.live.subscribe(self.engine.reconfigure, settings)
         self.live.subscribe(self.runner.reconfigure, settings)
         self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
@@ -148,6 +151,7 @@ class EngineWorker:
         self._follower.close()
         self.runner.close()
         self.engine.close()
+        self._tracer.close()
         for watch in self._watches:
             watch.close()
         if self._pusher is not None:

@@ -30,12 +30,15 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
+from muai_producers.logs import about_batch, about_request
+from muai_producers.logs.contents import tell_contents
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.outcomes import record_failure
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
+from muai_producers.tracing import NO_TRACER, Tracer, names
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
@@ -43,6 +46,7 @@ from muai_workers.engines.isolate import run_isolated
 from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.results import ResultWriter
 from muai_workers.streaming import RunStreams, StreamWriter, steady
+from muai_workers.tracing import NO_TRACE, AnyTrace, WorkerTracing
 
 if TYPE_CHECKING:
     from muai_config import ModelSpec, Settings
@@ -82,6 +86,7 @@ class _Run:
     """What goes on elsewhere."""
     took_s: float = 0.0
     """In the engine."""
+    trace: AnyTrace = NO_TRACE
 
     def received_s(self, request: InferenceRequest) -> float:
         """When the collector got the request, in wall-clock seconds."""
@@ -97,6 +102,7 @@ class BatchRunner:
 
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
+        tracer: told how the requests that are traced fare here.
         recorder: what the metrics are told.
         wall_s: wall-clock seconds.
     """
@@ -109,6 +115,7 @@ class BatchRunner:
         identity: WorkerIdentity,
         *,
         relieve: Callable[[], None] | None = None,
+        tracer: Tracer = NO_TRACER,
         wall_s: Callable[[], float] = time.time,
         recorder: Recorder = own_recorder,
     ) -> None:
@@ -116,7 +123,9 @@ class BatchRunner:
         self._recorder = recorder
         self.engine = engine
         self.identity = identity
-        self.writer = ResultWriter(store)
+        about = {names.WORKER: identity.name, names.GPU: identity.gpu or None}
+        self._tracing = WorkerTracing(tracer, store, about, wall_s)
+        self.writer = ResultWriter(store, self._tracing.written if tracer.enabled else None)
         self._streams = StreamWriter(StreamStore.under(settings, store))
         self._aborts = AbortWatch(store, engine.abort, lambda request: self._fail(request, _too_late(request)), wall_s)
         self._store = store
@@ -145,7 +154,8 @@ class BatchRunner:
         run = self._engine_threads.submit(self._take_turn, batch, claim).result()
         if run is None:
             return []
-        self._guarded(batch, lambda: self._finish(run))
+        with about_batch(batch, worker=self.identity.name):
+            self._guarded(batch, lambda: self._finish(run))
         return run.again
 
     def refuse(self, batch_id: str, content: str, error: Exception) -> None:
@@ -169,7 +179,8 @@ class BatchRunner:
     def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> _Run | None:
         if claim is not None:
             claim()
-        return self._guarded(batch, lambda: self._serve(batch))
+        with about_batch(batch, worker=self.identity.name):
+            return self._guarded(batch, lambda: self._serve(batch))
 
     def _guarded(self, batch: Batch, stage: Callable[[], Stage]) -> Stage | None:
         """What a stage returns; None when it failed by a fault of ours, and every request was answered with that."""
@@ -183,6 +194,7 @@ class BatchRunner:
             failure = MuaiError(f"a fault in the worker: {type(error).__name__}: {error}", {"batch_id": batch.id})
             self._end(batch.requests, failure, batch.attempts)
             self.writer.flush()
+            self._tracing.give_up(batch)
             self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0)
             return None
 
@@ -198,6 +210,7 @@ class BatchRunner:
 
     def _finish(self, run: _Run) -> None:
         self.writer.flush()
+        self._tracing.finish(run.trace)
         self._store.finish_batch(
             run.batch,
             now_s=self._wall_s(),
@@ -209,12 +222,13 @@ class BatchRunner:
 
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
+        trace = self._tracing.begin(batch)
         info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
         is_quick = self._took_s.get(batch.model, SHOWN_FROM_S) < SHOWN_FROM_S
         ids = [request.id for request in batch.requests]
         wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
         now_s = self._wall_s()
-        run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic())
+        run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic(), trace=trace)
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
         run.told_of_all = {
             "model": batch.model,
@@ -230,6 +244,7 @@ class BatchRunner:
                 self._fail(request, _too_late(request))
             elif is_wanted:
                 run.requests.append(request)
+        trace.prepared(run.requests)
         return run
 
     def _execute(self, run: _Run) -> list[Batch]:
@@ -255,11 +270,11 @@ class BatchRunner:
 
         with self._aborts.watching(run.requests) as watched:
             report = run_isolated(
-                lambda requests: self._run_engine(spec, batch, requests, streams, watched),
+                lambda requests: run.trace.run(requests, self._run_engine(spec, batch, requests, streams, watched)),
                 run.requests,
                 lambda completion: self._complete(run, completion, streams, watched),
                 on_piece=tell,
-                prepare=lambda: self._prepare(spec),
+                prepare=lambda: self._prepare(run, spec),
                 relieve=self._relieve,
             )
         self._recorder.observe(instruments.FIRST_TOKEN, batch.model, batch.engine, values=first_pieces.times_s)
@@ -270,11 +285,11 @@ class BatchRunner:
             self._fleet.cool_down(batch.engine, batch.model, reason, self.settings.queue.engine_cooldown_s)
         return self._elsewhere(run, run.failed) if run.failed else []
 
-    def _prepare(self, spec: ModelSpec) -> None:
+    def _prepare(self, run: _Run, spec: ModelSpec) -> None:
         reason = self.engine.refusal(spec)
         if reason is not None:
             raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
-        self.engine.load(spec)
+        run.trace.load(lambda: self.engine.load(spec), is_loaded=spec.name in self.engine.loaded())
 
     def _run_engine(
         self,
@@ -305,9 +320,14 @@ class BatchRunner:
         if completion.output is not None:
             result = self._result(run, request, completion.output)
             run.served.append((request, result))
-            self.writer.write(success_answer(request, result))
+            if self.settings.monitoring.logs.contents:
+                tell_contents(log, request, completion.output.outputs)
+            answer = success_answer(request, result)
+            self._tracing.answering(request, completion.output)
+            self.writer.write(answer)
         elif isinstance(completion.error, EngineError):
             run.failed[request.id] = completion.error
+            self._tracing.failed(request, completion.error)
         else:
             self._fail(request, completion.error or MuaiError("the engine gave neither output nor error"))
 
@@ -356,8 +376,17 @@ class BatchRunner:
                 continue
             in_time = [request for request in requests if not self._expired(request)]
             if in_time:
-                part = self._part(run.batch, in_time, engine=way.engine, chain=way.rest, attempts=history, deaths=0)
+                part = self._part(
+                    run.batch,
+                    in_time,
+                    engine=way.engine,
+                    chain=way.rest,
+                    attempts=history,
+                    deaths=0,
+                    after=run.batch.id,
+                )
                 moved.append(part)
+                self._tracing.moved(part)
                 self._store.mark(
                     RETRY, [request.id for request in in_time], {"engine": way.engine, "error": error.to_wire()}
                 )
@@ -396,8 +425,10 @@ class BatchRunner:
 
     def _fail(self, request: InferenceRequest, error: MuaiError) -> None:
         if not isinstance(error, RequestError):
-            log.warning("request %s failed: %s", request.id, error)
+            with about_request(request):
+                log.warning("request %s failed: %s", request.id, error)
         record_failure(self._recorder, request.model, request.tenant, error, self.engine.name)
+        self._tracing.answering(request, error=error)
         self.writer.write(_failure(request, error))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,8 +24,9 @@ from muai_producers.errors import EngineError, EngineUnavailableError, InvalidRe
 from muai_producers.monitoring.outcomes import record_failure
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
+from muai_producers.tracing import NO_TRACER, Tracer, names
 from muai_producers.wire import Attempt, InferenceRequest, InferenceResult, Parameters
-from muai_workers.engines.base import Availability, Completion, Engine, EngineOutput
+from muai_workers.engines.base import Availability, Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.engines.registry import ENGINE_NAMES, create_engine
 from muai_workers.model_manager import ModelManager, build_request, find_model
@@ -64,14 +65,17 @@ class OptimizationManager:
         model_manager: ModelManager | None = None,
         engines: Mapping[str, Engine] | None = None,
         now_s: Callable[[], float] = time.monotonic,
+        tracer: Tracer = NO_TRACER,
         recorder: Recorder = own_recorder,
     ) -> None:
         """
         Args:
             model_manager: runs what falls to PyTorch; None: one of its own.
             engines: the engines to use, by name; None: those of the registry, each made when first needed.
+            tracer: makes a span of each call and of each attempt of it.
             recorder: what the metrics are told; a `PrometheusExporter(source=…)` shows it.
         """
+        self._tracer = tracer
         self._settings = settings
         self._now_s = now_s
         self._recorder = recorder
@@ -132,7 +136,8 @@ class OptimizationManager:
         preference = self._preference(engine_preference)
         if requests:
             run = _ChainRun(list(requests.values()))
-            self._follow_chain(spec, self._chain(spec, preference), run)
+            with self._tracer.trace_request(next(iter(requests.values())).id):
+                self._follow_chain(spec, self._chain(spec, preference), run)
             answers |= {index: run.answers[request.id] for index, request in requests.items()}
             self._record(spec.name, [(request, run.answers[request.id]) for request in requests.values()])
         return [answers[index] for index in range(len(inputs))]
@@ -240,14 +245,25 @@ class OptimizationManager:
             run.complete(name, completion, len(batch), (time.perf_counter() - started_s) * 1000)
 
         with ExitStack() as kept:
+            span = kept.enter_context(self._tracer.trace_inference(spec.name, name))
+            told = {names.MODEL_NAME: spec.name, names.ENGINE: name, names.BATCH_SIZE: len(batch)}
+            if span is not None:
+                span.set_attributes(told)
 
             def load() -> None:
-                if name == "pytorch":
-                    kept.enter_context(self._models.keeping(spec.name))
-                else:
-                    engine.load(spec)
+                with self._tracer.trace_part(names.MODEL_LOADING, told):
+                    if name == "pytorch":
+                        kept.enter_context(self._models.keeping(spec.name))
+                    else:
+                        engine.load(spec)
 
-            report = run_isolated(lambda part: engine.run(spec, task, part), batch, complete, prepare=load)
+            def forward(part: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
+                with self._tracer.trace_part(names.FORWARD_PASS, {**told, names.BATCH_SIZE: len(part)}):
+                    yield from engine.run(spec, task, part)
+
+            report = run_isolated(forward, batch, complete, prepare=load)
+            if span is not None and report.engine_failure is not None:
+                self._tracer.record_error(span, report.engine_failure)
         record_run(self._recorder, spec.name, name, len(batch), sum(request.id in run.left for request in batch))
         failure = report.engine_failure
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import redis
 
@@ -20,10 +21,14 @@ class ResultWriter:
 
     A request's answer leaves as soon as it is there, not when its batch ends; the more come at once, the fewer
     round trips each costs.
+
+    Args:
+        on_written: told, on the writing thread, of answers that are written, and of each whether it was the first.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, on_written: Callable[[Sequence[Answer], Sequence[bool]], None] | None = None):
         self._store = store
+        self._on_written = on_written
         self._waiting: list[Answer] = []
         self._is_writing = False
         self._closed = False
@@ -70,10 +75,14 @@ class ResultWriter:
         warned = False
         while not self._closed:
             try:
-                self._store.answer(answers)
-                return
+                accepted = self._store.answer(answers)
+                break
             except redis.RedisError as error:
                 if not warned:
                     log.warning("the state store does not take results: %s; holding %d", error, len(answers))
                     warned = True
                 time.sleep(RETRY_S)
+        else:
+            return
+        if self._on_written is not None:
+            self._on_written(answers, accepted)

@@ -13,11 +13,14 @@ import redis
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError
 from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
+from muai_producers.gateway.tracing import admitted
 from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.logs import about_request
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.outcomes import status_of
 from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Limits, Store
+from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import InferenceRequest
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,15 @@ class Admission:
         limits: gives what holds now for tenants whose keys say nothing else.
     """
 
-    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Callable[[], Limits]) -> None:
+    def __init__(
+        self,
+        submit: SubmitWithin,
+        store: Store,
+        hub: ResultHub,
+        limits: Callable[[], Limits],
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        self._tracer = tracer
         self._submit = submit
         self._store = store
         self._hub = hub
@@ -75,6 +86,8 @@ class Admission:
             if len(kept) < len(awaited):  # what was refused would be listened for as long as the gateway lives
                 self._hub.listen(kept)
                 watch.close()
+        if self._tracer.enabled:
+            admitted(self._tracer, [submission.request for submission in submissions], outcomes)
         _record_refusals(submissions, outcomes)
         self._look(is_asked=len(awaited) < len(submissions))
         return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
@@ -159,7 +172,8 @@ def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str
             return [error]
     except Exception:
         if len(requests) == 1:
-            log.exception("request %s could not be submitted", requests[0].id)
+            with about_request(requests[0]):
+                log.exception("request %s could not be submitted", requests[0].id)
             return [MuaiError("the request could not be submitted, through no fault of its own")]
     return _admit_halves(submit, requests)
 

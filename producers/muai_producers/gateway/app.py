@@ -44,6 +44,7 @@ from muai_producers.rates import Rates
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Limits
+from muai_producers.tracing import create_tracer
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -73,7 +74,9 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits)
+        self.tracer = create_tracer(settings, "gateway")
+        self.live.subscribe(self.tracer.reconfigure, settings)
+        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits, self.tracer)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -84,13 +87,21 @@ class Gateway:
             sessions=Sessions(store, gateway.console.session_s) if gateway.console.enabled else None,
         )
         self.routes = Routes(
-            settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
+            settings,
+            store,
+            self.hub,
+            admission,
+            self._observer,
+            self.drain,
+            self.doorkeeper,
+            self._executor,
+            self.tracer,
         )
         shelf = FileShelf(store, FileFolder.from_settings(settings), gateway.files)
         batches = BatchStore(store, gateway.files.keep_s)
         self.file_routes = FileRoutes(shelf, batches, gateway.files.max_file_bytes, self._executor)
         self.batch_routes = BatchRoutes(shelf, batches, gateway.batches, self.routes.builder, self._executor)
-        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor)
+        self.workflows = WorkflowRoutes(settings, self._client, self.hub, self.doorkeeper, self._executor, self.tracer)
         self.stream_routes = StreamRoutes(self.hub, self.streams)
         self.openai_routes = OpenAIRoutes(
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
@@ -131,6 +142,7 @@ class Gateway:
         self._listener_client.close()
         self._stream_client.close()
         self._client.close()
+        self.tracer.close()
 
 
 def create_gateway(settings: Settings) -> FastAPI:

@@ -39,5 +39,5 @@ def gateway(invocation: Invocation, host: str | None, port: int | None, workers:
         server.port if port is None else port,
         workers=workers,
         log_level=invocation.log_level,
-        gateway=settings.gateway,
+        settings=settings,
     )

@@ -16,6 +16,7 @@ from muai_producers.gateway.callers import CALLER_KEY, Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.failures import REQUEST_ID_KEY, DrainingError, error_response
 from muai_producers.gateway.reading import TRACE_KEY
+from muai_producers.logs import log_context
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.recorder import recorder
 from muai_producers.wire import TraceHeader
@@ -73,13 +74,15 @@ class Edge:
                 raise InvalidRequestError(
                     "the header X-Request-Id must have 1 to 200 visible ASCII characters", {"field": "X-Request-Id"}
                 )
-            await self._pass_on(scope, receive, send_with_id)
+            traceparent = trace.get("traceparent", "")
+            with log_context(http_request_id=scope[REQUEST_ID_KEY], trace_id=traceparent[3:35]):
+                await self._pass_on(scope, receive, send_with_id)
         except ClientDisconnect:
             log.debug("request %s: the client went away", scope[REQUEST_ID_KEY])
         except Exception as error:
             if has_begun:
                 raise
-            failure = error if isinstance(error, MuaiError) else _unforeseen(scope[REQUEST_ID_KEY])
+            failure = error if isinstance(error, MuaiError) else _unforeseen(scope)
             await error_response(failure, scope[REQUEST_ID_KEY])(scope, receive, send_with_id)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +95,8 @@ class Edge:
             scope[CALLER_KEY] = await self._doorkeeper.identify(scope["headers"])
         self._drain.num_active += 1
         try:
-            await self._app(scope, receive, send)
+            with log_context(tenant=scope[CALLER_KEY].tenant if CALLER_KEY in scope else None):
+                await self._app(scope, receive, send)
         finally:
             self._drain.num_active -= 1
 
@@ -118,6 +122,8 @@ def _trace(headers: Iterable[tuple[bytes, bytes]]) -> dict[TraceHeader, str]:
     return trace
 
 
-def _unforeseen(request_id: str) -> MuaiError:
-    log.exception("request %s failed", request_id)
+def _unforeseen(scope: Scope) -> MuaiError:
+    caller = scope.get(CALLER_KEY)
+    with log_context(http_request_id=scope[REQUEST_ID_KEY], tenant=None if caller is None else caller.tenant):
+        log.exception("request %s failed", scope[REQUEST_ID_KEY])
     return MuaiError("an internal error; the gateway's log has more under the request id")

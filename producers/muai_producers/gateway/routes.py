@@ -34,7 +34,9 @@ from muai_producers.gateway.submission import (
     read_body,
     read_many,
 )
+from muai_producers.gateway.tracing import delivered
 from muai_producers.store import PENDING, REVOKED, Store, failure_answer
+from muai_producers.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -80,6 +82,7 @@ class Routes:
         drain: Drain,
         doorkeeper: Doorkeeper,
         executor: Executor,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -88,7 +91,8 @@ class Routes:
         self._drain = drain
         self._doorkeeper = doorkeeper
         self._executor = executor
-        self.builder = RequestBuilder(settings, hub.reply_channel)
+        self.builder = RequestBuilder(settings, hub.reply_channel, tracer.head)
+        self._tracer = tracer
         self.admissions: Coalescer[Submission, Accepted] = Coalescer(
             admission.admit, executor, max_items=ADMITTED_TOGETHER
         )
@@ -176,7 +180,10 @@ class Routes:
             raise
         standing = await self._await_result(accepted.request_id, inference.id, future, wait_s)
         if standing.finished:
-            return _answer(standing, 200, _also_known(accepted, inference.id))
+            came_s = time.time()
+            response = _answer(standing, 200, _also_known(accepted, inference.id))
+            delivered(self._tracer, inference, came_s, standing.state, "/v1/inference", 200)
+            return response
         return _receipted(accepted, inference.id, standing.state)
 
     async def _await_result(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
+import os
 import signal
 import ssl
 import sys
@@ -14,9 +14,11 @@ from fastapi import FastAPI
 
 from muai_producers.cli.invocation import Invocation
 from muai_producers.gateway.app import create_gateway
+from muai_producers.logs.setup import set_up_logging
 
 if TYPE_CHECKING:
-    from muai_config.gateway import GatewaySettings, ProxySettings, TlsSettings
+    from muai_config import Settings
+    from muai_config.gateway import ProxySettings, TlsSettings
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the event loop may keep a thread waiting that has heard from Redis: Python's own 5 ms would be met several
@@ -29,15 +31,15 @@ AFTER_DRAIN_S = 2
 def application() -> FastAPI:
     """The gateway of a process that serves nothing else, under the configuration of its environment."""
     invocation = Invocation()
-    logging.basicConfig(
-        level=invocation.env.get("MUAI_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(invocation.settings, f"gateway-{os.getpid()}", invocation.env.get("MUAI_LOG_LEVEL", "INFO"))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return create_gateway(invocation.settings)
 
 
-def serve(host: str, port: int, *, workers: int, log_level: str, gateway: GatewaySettings) -> None:
+def serve(host: str, port: int, *, workers: int, log_level: str, settings: Settings) -> None:
     """Serve until told to stop. Blocks."""
+    gateway = settings.gateway
+    set_up_logging(settings, f"gateway-{os.getpid()}", log_level)
     # uvicorn raises the signal that ended it once more when it is done; the end was orderly, so the status is 0.
     previous = {signum: signal.signal(signum, _ignore) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -48,6 +50,7 @@ def serve(host: str, port: int, *, workers: int, log_level: str, gateway: Gatewa
             port=port,
             workers=workers,
             log_level=log_level.lower(),
+            log_config=None,
             access_log=log_level.upper() == "DEBUG",
             server_header=False,
             **_proxy(gateway.proxy),

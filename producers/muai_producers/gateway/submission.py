@@ -137,11 +137,18 @@ class RequestBuilder:
 
     Args:
         reply_channel: where word of their end is to go; None: nowhere.
+        head: decides whether a request is traced that comes without a trace of its caller's.
     """
 
-    def __init__(self, settings: Settings, reply_channel: str | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reply_channel: str | None,
+        head: Callable[[str], dict[TraceHeader, str]] = lambda _: {},
+    ) -> None:
         self._settings = settings
         self._reply_channel = reply_channel
+        self._head = head
         self._webhooks = HookPolicy(settings.gateway.webhooks)
         self.max_body_bytes = settings.queue.max_payload_mb * 1_000_000
 
@@ -187,7 +194,7 @@ class RequestBuilder:
             tenant=tenant,
             idempotency_key=idempotency_key(body.idempotency_key, headers),
             webhook=None if body.webhook is None else self._webhooks.check(body.webhook),
-            trace=trace,
+            trace=trace or self._head(request_id),
             stream=body.stream,
             submitted_at=now_s,
             reply_to=self._reply_channel,

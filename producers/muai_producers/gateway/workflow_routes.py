@@ -16,9 +16,10 @@ from muai_producers.errors import InvalidRequestError
 from muai_producers.gateway import openapi
 from muai_producers.gateway.callers import Doorkeeper, caller_of
 from muai_producers.gateway.failures import JSON_TYPE
-from muai_producers.gateway.reading import headers_of, read_json
+from muai_producers.gateway.reading import headers_of, read_json, trace_of
 from muai_producers.gateway.standing import status_url
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowEntry, WorkflowList, WorkflowReceipt
+from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.workflows.orchestrator import AUTO
 from muai_producers.workflows.runs import WorkflowRuns
 
@@ -34,11 +35,17 @@ class WorkflowRoutes:
     """The endpoints. Publishing a run blocks, and happens on `executor`."""
 
     def __init__(
-        self, settings: Settings, client: InferenceClient, hub: ResultHub, doorkeeper: Doorkeeper, executor: Executor
+        self,
+        settings: Settings,
+        client: InferenceClient,
+        hub: ResultHub,
+        doorkeeper: Doorkeeper,
+        executor: Executor,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         app = Celery("muai.gateway", set_as_current=False)
         app.conf.update(celery_settings(settings, "producer"))
-        self._runs = WorkflowRuns(settings, client, app)
+        self._runs = WorkflowRuns(settings, client, app, tracer)
         self._hub = hub
         self._doorkeeper = doorkeeper
         self._executor = executor
@@ -84,6 +91,7 @@ class WorkflowRoutes:
             timeout_s=body.timeout_s,
             run_id=self._hub.new_id(),
             reply_to=self._hub.reply_channel,
+            trace=trace_of(request),
         )
         run_id = await asyncio.get_running_loop().run_in_executor(self._executor, submit)
         receipt = WorkflowReceipt(id=run_id, status_url=status_url(run_id))

@@ -39,3 +39,9 @@ def model_load_failed(model: str, engine: str, to: Recorder = recorder) -> None:
 def model_unloaded(model: str, engine: str, to: Recorder = recorder) -> None:
     """A model is in memory no more."""
     to.count(instruments.MODEL_EVENTS, model, engine, "unload")
+
+
+def spans_settled(exported: int, dropped: int, to: Recorder = recorder) -> None:
+    """So many spans have gone to the OTLP collector, and so many nowhere."""
+    to.count(instruments.SPANS, "exported", by=exported)
+    to.count(instruments.SPANS, "dropped", by=dropped)

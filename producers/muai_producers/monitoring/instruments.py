@@ -207,6 +207,7 @@ HTTP_SECONDS = _histogram("muai_http_request_seconds", "Time to the start of the
 
 ALERTS = _counter("muai_alerts_total", "Alerts raised.", "type", "severity")
 TUNING = _counter("muai_tuning_decisions_total", "Decisions of the tuner.", "parameter", "outcome")
+SPANS = _counter("muai_trace_spans_total", "Spans of traces, by what became of them.", "outcome")
 FAILURES = _counter("muai_monitoring_failures_total", "Failures of monitoring that requests did not feel.", "part")
 DEGRADED = _gauge("muai_monitoring_degraded", "1 while a part of monitoring does not work.", "part", merge="max")
 STORE_UP = _gauge("muai_state_store_up", "Whether the state store answers the metrics page.")

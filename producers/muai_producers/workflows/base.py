@@ -12,6 +12,7 @@ import msgspec
 
 from muai_config import Settings
 from muai_producers.errors import InvalidRequestError
+from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.workflows.history import History, MemoryHistory
 from muai_producers.workflows.inference import Inference, LocalInference
 from muai_producers.workflows.passages import MemoryPassages, Passages
@@ -47,6 +48,8 @@ class Resources:
     history: History
     passages: Passages
     search: SearchProvider
+    tracer: Tracer = NO_TRACER
+    """Of runs in this process."""
 
     @classmethod
     def in_memory(cls, settings: Settings) -> Resources:
@@ -131,10 +134,13 @@ class Workflow:
         context = RunContext(str(uuid.uuid4()), tenant, self._inference)
         state: State = {}
         reports: list[StepReport] = []
-        for step in self.steps():
-            started_s = time.perf_counter()
-            state = self.run_step(step.name, parameters, state, context)
-            reports.append(StepReport(step.name, round((time.perf_counter() - started_s) * 1000, 3)))
+        tracer = self.resources.tracer
+        with tracer.trace_request(context.run_id), tracer.trace_workflow(self.name):
+            for step in self.steps():
+                started_s = time.perf_counter()
+                with tracer.trace_workflow(step.name):
+                    state = self.run_step(step.name, parameters, state, context)
+                reports.append(StepReport(step.name, round((time.perf_counter() - started_s) * 1000, 3)))
         return WorkflowOutcome(state["outputs"], tuple(reports))
 
     def model_for(self, purpose: str) -> str:

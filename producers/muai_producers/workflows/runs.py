@@ -33,6 +33,8 @@ from muai_producers.store import (
     failure_answer,
     success_answer,
 )
+from muai_producers.tracing import NO_TRACER, Tracer
+from muai_producers.tracing.context import Trace, current_trace
 from muai_producers.wire import InferenceRequest, InferenceResult, Name
 from muai_producers.workflows.base import Resources, RunContext, State
 from muai_producers.workflows.history import RedisHistory
@@ -40,6 +42,7 @@ from muai_producers.workflows.inference import QueueInference
 from muai_producers.workflows.orchestrator import AUTO, Orchestrator, question_of
 from muai_producers.workflows.passages import RedisPassages
 from muai_producers.workflows.search import search_provider
+from muai_producers.workflows.tracing import run_ended, run_step
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -71,6 +74,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Wall-clock seconds since the epoch."""
     submitted_at: float
     reply_to: str | None = None
+    trace: Trace = {}
+    """As `InferenceRequest.trace`."""
 
 
 def queue_resources(settings: Settings, store: Store) -> Resources:
@@ -86,10 +91,12 @@ class WorkflowRuns:
 
     Args:
         app: publishes the chain; its configuration is that of `celery_settings`.
+        tracer: told how the runs that are traced fare.
     """
 
-    def __init__(self, settings: Settings, client: InferenceClient, app: Celery) -> None:
+    def __init__(self, settings: Settings, client: InferenceClient, app: Celery, tracer: Tracer = NO_TRACER) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._client = client
         self._store = client.store
         self._app = app
@@ -105,12 +112,14 @@ class WorkflowRuns:
         timeout_s: float | None = None,
         run_id: str | None = None,
         reply_to: str | None = None,
+        trace: Trace | None = None,
     ) -> str:
         """Start a run; returns its id, by which status and result are asked for like those of any request.
 
         Args:
             workflow: its name, or `auto` for what the router chooses.
             timeout_s: longest that the run may take; None, and at most: `workflows.timeout_s`.
+            trace: of the caller's; None: of the code that calls.
         Raises:
             RequestNotFoundError: there is no such workflow.
             InvalidRequestError: the parameters are wrong.
@@ -123,14 +132,16 @@ class WorkflowRuns:
             self.orchestrator.workflow(workflow).read(parameters)
         now_s = time.time()
         limit_s = self._settings.workflows.timeout_s
+        run_id = run_id or str(uuid.uuid4())
         run = Run(
-            id=run_id or str(uuid.uuid4()),
+            id=run_id,
             workflow=workflow,
             parameters=dict(parameters),
             tenant=tenant,
             deadline=now_s + min(limit_s, timeout_s or limit_s),
             submitted_at=now_s,
             reply_to=reply_to,
+            trace=trace or current_trace() or self._tracer.head(run_id),
         )
         try:
             self._count_in(run, now_s)
@@ -176,16 +187,17 @@ class WorkflowRuns:
         """
         try:
             self._check(run)
-            if step != ROUTE_STEP:
-                return self._take(run, step, state)
-            self._take_route(run, state)
-            return None  # the chain of the chosen workflow goes on
+            with run_step(self._tracer, run, step):
+                if step != ROUTE_STEP:
+                    return self._take(run, step, state)
+                self._take_route(run, state)
+                return None  # the chain of the chosen workflow goes on
         except BrokerError:
             raise
         except MuaiError as error:
             ending = REVOKED if isinstance(error, RequestCancelledError) else None
             state_of_end = {"state": ending} if ending else {}
-            self._end(run, failure_answer(run.id, error, run.reply_to, tenant=run.tenant, **state_of_end))
+            self._end(run, failure_answer(run.id, error, run.reply_to, tenant=run.tenant, **state_of_end), error)
             return None
 
     def _check(self, run: Run) -> None:
@@ -224,8 +236,10 @@ class WorkflowRuns:
     def _inference(self, run: Run) -> QueueInference:
         return QueueInference(self._client, run.id, run.tenant, run.deadline)
 
-    def _end(self, run: Run, answer: Any) -> None:
-        self._store.answer([answer])
+    def _end(self, run: Run, answer: Any, error: MuaiError | None = None) -> None:
+        (is_first,) = self._store.answer([answer])
+        if is_first:
+            run_ended(self._tracer, run, error)
         client: Any = self._store.client
         client.zrem(self._runs_key, run.id)
 

@@ -41,7 +41,8 @@ def up(
     plain: bool,
 ) -> None:
     """Run a whole installation on this machine, its own Redis included; Ctrl-C finishes what is accepted."""
-    from muai_workers.up.console import LiveConsole, PlainConsole, SupervisorConsole
+    from muai_config.loading import resolve_file
+    from muai_workers.up.console import console_for
     from muai_workers.up.stack import Wanted, stack
 
     chosen, remarks = _choose_engines(invocation, engines)
@@ -61,7 +62,8 @@ def up(
         exporter=exporter,
         log_level=invocation.log_level,
     )
-    console: SupervisorConsole = PlainConsole() if plain or not sys.stdout.isatty() else LiveConsole()
+    settings = resolve_file(None, invocation.env).settings
+    console = console_for(settings.monitoring.logs.format, plain=plain)
     try:
         for remark in remarks:
             console.line("muai", remark)

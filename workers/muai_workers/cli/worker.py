@@ -89,13 +89,14 @@ def _visible_gpus() -> Sequence[str]:
 
 
 def _supervise(invocation: Invocation, engine: str, groups: list[tuple[str, ...]], name: str, slots: int | None) -> int:
-    from muai_workers.up.console import PlainConsole
+    from muai_workers.up.console import console_for
     from muai_workers.up.plan import gpu_worker_specs
     from muai_workers.up.supervisor import Supervisor
 
     grace_s = float(invocation.settings.monitoring.server.graceful_shutdown_timeout)
     specs = gpu_worker_specs(engine, groups, name, slots, log_level=invocation.log_level)
-    return Supervisor(specs, PlainConsole(), grace_s=grace_s).run()
+    console = console_for(invocation.settings.monitoring.logs.format, plain=True)
+    return Supervisor(specs, console, grace_s=grace_s).run()
 
 
 @click.command()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import redis
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
 from muai_producers.client import InferenceClient
 from muai_producers.errors import BrokerError
+from muai_producers.logs import log_context
+from muai_producers.tracing import create_tracer
 from muai_producers.workflows.runs import STEP_TASK, Run, WorkflowRuns
 
 if TYPE_CHECKING:
@@ -26,13 +28,20 @@ AGAIN_AFTER_S = 0.5
 
 def register_workflows(app: Celery, settings: Settings, live: LiveSettings) -> None:
     """Give `app` the task that runs one step; Celery's chain sends the next."""
-    runs = WorkflowRuns(settings, InferenceClient(settings, live=live), app)
+    tracer = create_tracer(settings, "control")
+    live.subscribe(tracer.reconfigure, settings)
+    runs = WorkflowRuns(settings, InferenceClient(settings, live=live), app, tracer)
+    signals.worker_shutdown.connect(lambda **_: tracer.close(), weak=False)
 
     @app.task(name=STEP_TASK, ignore_result=True, acks_late=True)
     def step(state: dict[str, Any], *, run: dict[str, Any], step: str) -> dict[str, Any]:
         """Run one step of a workflow; what it returns is the next step's state."""
         try:
-            known = runs.take_step(msgspec.convert(run, Run), step, state)
+            told = msgspec.convert(run, Run)
+            with log_context(
+                [told.parameters], request_id=told.id, workflow=told.workflow, step=step, tenant=told.tenant
+            ):
+                known = runs.take_step(told, step, state)
         except (redis.RedisError, OperationalError, BrokerError) as error:
             log.warning("step %s of run %s waits: %s", step, run.get("id"), error)
             time.sleep(AGAIN_AFTER_S)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -60,6 +62,27 @@ class PlainConsole:
         self._stream.flush()
 
 
+class JsonConsole:
+    """One JSON object a line, for machines: what processes log that way as it came, the rest put into one."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def line(self, name: str, text: str) -> None:
+        if not (text.startswith("{") and text.endswith("}")):
+            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+            told = {"time": moment, "level": "INFO", "logger": name, "message": text, "process": name}
+            text = json.dumps(told, ensure_ascii=False)
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def table(self, rows: Sequence[Row], seen: Observation | None) -> None:
+        """Not shown: each change of state has its own line."""
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
 class LiveConsole:
     """Lines that scroll by above a table that is kept current."""
 
@@ -85,6 +108,13 @@ class LiveConsole:
 
     def close(self) -> None:
         self._live.stop()
+
+
+def console_for(log_format: str, *, plain: bool) -> SupervisorConsole:
+    """The console that suits where the output goes and what `monitoring.logs.format` says."""
+    if log_format == "json":
+        return JsonConsole()
+    return PlainConsole() if plain or not sys.stdout.isatty() else LiveConsole()
 
 
 _STATE_STYLES = {"running": "green", "ready": "green", "starting": "yellow", "stopping": "yellow", "given up": "red"}
