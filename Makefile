@@ -12,16 +12,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Tests that start processes of their own, or measure time, take turns; the others may run side by side.
 PARALLEL := tests/unit tests/property
 # Engines whose libraries need an environment of their own, each with files in workers/environments, and what is tried in
-# it: the suites that every engine passes, and tests/engines/NAME.
+# it: the suites that every engine passes, and tests/engines/NAME. Their libraries warn of each other when imported.
 OWN_ENVIRONMENTS := $(basename $(notdir $(wildcard workers/environments/*.in)))
 ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conversation_contract.py
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-engines test-load check format chaos bench docs clean
+.PHONY: help demo up test test-fast test-engines test-load check format chaos bench screenshots docs clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Install and show the whole of it: batches, a search, generations, an engine that fails
 	$(BIN)/muai demo
@@ -44,7 +44,7 @@ test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try 
 	$(BIN)/python workers/environments/build.py $(OWN_ENVIRONMENTS)
 	set -e; for engine in $(OWN_ENVIRONMENTS); do \
 		python=$$($(BIN)/python workers/environments/build.py $$engine); \
-		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
+		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 -o filterwarnings=default $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
 	done
 	@if [ -d tests/engines/together ]; then set -x; $(BIN)/python -m pytest -q --timeout 300 tests/engines/together; fi
 
@@ -65,9 +65,13 @@ chaos: $(VENV)/.dev ## Kill, stop and cut everything in turn, with 10,000 reques
 bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
 	$(BIN)/python -m benchmarks.run
 
+screenshots: $(VENV)/.dev ## Take the pictures of the console in docs/images anew (needs chromium and chromedriver)
+	$(BIN)/python -m tests.browser.screenshots
+
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/muai config docs --output docs/configuration.md
 	$(BIN)/muai config example --output config/optimization.example.yaml
+	$(BIN)/python -m muai_producers.monitoring.reference docs/monitoring.md
 
 clean: ## Remove what was installed and cached here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -23,6 +23,9 @@ from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -83,11 +86,20 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
+        self._live = LiveSettings(settings, f"{self.hostname} (collector)")
+        self._follower = ConfigFollower(self._live)
+        self._follower.start()
+        self._follower.take_sighup()
+        settings = self._live.current
         self.collector = Collector(
             settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
         )
+        self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
+        self._record = CollectorRecord(
+            name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()
+        )
         watched = state_client(settings.queue.state_url)
         watched_store = Store(watched, prefix=settings.queue.key_prefix)
         num_shards = settings.queue.collector_shards
@@ -97,11 +109,15 @@ class CollectorConsumer(QuietConsumer):
             watched_store,
             ALL_ENGINES,
             leases if num_shards > 1 else None,
-            CollectorRecord(name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()),
+            lambda: self._record,
             lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
+
+    def _on_settings(self, settings: Settings) -> None:
+        assert self.collector is not None
+        self.collector.on_settings(settings)
 
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
@@ -111,6 +127,7 @@ class CollectorConsumer(QuietConsumer):
             self.collector.on_shards(held)
         self.collector.sweep()
         self._tick()
+        self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
 
     def _consume_shards(self, held: frozenset[int]) -> None:
         for shard in held - self._consumed_shards:
@@ -167,6 +184,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            self._follower.close()
         super().shutdown()
 
 
@@ -190,7 +208,12 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
         name: the worker's name in Flower; made from the host and process id where None.
     """
     name = name or f"collector-{os.getpid()}"
-    serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    pusher = start_pushing(settings, "collector", name)
+    try:
+        serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    finally:
+        if pusher is not None:
+            pusher.close()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ engines have.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -179,6 +180,18 @@ def _fit(items: Sequence[Waiting], first: Waiting, max_tokens: int) -> tuple[Wai
     return tuple(chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class KeyPicture:
+    """What waits under one batch key, for onlookers."""
+
+    key: BatchKey
+    waiting: int
+    by_priority: tuple[int, ...]
+    """Of `waiting`, by priority from 0 to 9."""
+    oldest_s: float
+    """Monotonic seconds at which the longest waiting one came."""
+
+
 class Assembler:
     """Requests that wait for a batch, by batch key.
 
@@ -198,6 +211,7 @@ class Assembler:
         if queue is None:
             credit = CREDIT_BATCHES * self.policy.size_limit
             queue = self._queues[key] = FairQueue(self.policy.ageing_s, credit)
+        queue.ageing_s = self.policy.ageing_s
         queue.push(item)
         self.num_requests += 1
         self.num_bytes += item.num_bytes
@@ -254,6 +268,20 @@ class Assembler:
             # An empty queue has nothing to remember: shares count among those who wait.
             del self._queues[key]
 
+    def oldest_submitted_s(self) -> float | None:
+        """Wall-clock time at which the oldest request that waits was submitted; None when none waits."""
+        return min(
+            (item.request.submitted_at for queue in self._queues.values() for item in queue.items()), default=None
+        )
+
     def waiting_by_key(self) -> dict[BatchKey, int]:
         """How many requests wait under each batch key."""
         return {key: len(queue) for key, queue in self._queues.items()}
+
+    def pictures(self, most: int) -> list[KeyPicture]:
+        """What waits under each batch key, the longest waiting first, `most` at most."""
+        found = [
+            KeyPicture(key, len(queue), tuple(queue.num_by_priority), queue.oldest_arrival_s())
+            for key, queue in self._queues.items()
+        ]
+        return heapq.nsmallest(most, found, key=attrgetter("oldest_s"))

@@ -12,14 +12,25 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
-from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room, worthwhile_lookahead
+from muai_batching.assembler import (
+    NO_ROOM,
+    Assembler,
+    BatchKey,
+    BatchPolicy,
+    Formed,
+    KeyPicture,
+    Room,
+    worthwhile_lookahead,
+)
 from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
+from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
 from muai_producers.dead_letters import DeadLetters
@@ -30,7 +41,9 @@ from muai_producers.errors import (
     PayloadTooLargeError,
     RequestCancelledError,
 )
-from muai_producers.fleet import BatchDone, FleetView
+from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
 
@@ -72,6 +85,7 @@ class Collector:
         is_revoked: whether Celery's own `revoke` named this id.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
+        recorder: what the metrics are told.
     """
 
     def __init__(
@@ -83,7 +97,9 @@ class Collector:
         is_revoked: Callable[[str], bool] = lambda _: False,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
+        recorder: Recorder = own_recorder,
     ) -> None:
+        self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
         self.fleet = FleetView()
         self._store = store
@@ -107,6 +123,8 @@ class Collector:
     def on_message(self, message: Any) -> None:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
+        if getattr(message, "delivery_info", {}).get("redelivered"):
+            self._metrics.redelivered()
         try:
             self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
@@ -141,6 +159,13 @@ class Collector:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
         handle = Handle(message.channel, message.delivery_tag)
         self._refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
+
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on. What waits keeps its batch key, and with it its engines; a request over a
+        lower cap of tokens runs alone.
+        """
+        self.assembler.policy = policy_from(settings)
+        self._resolver = Resolver(settings)
 
     def on_fleet(self, view: FleetView) -> None:
         """A new picture of the fleet."""
@@ -189,6 +214,7 @@ class Collector:
         now_s = self._wall_s()
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
             self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+        self._metrics.waiting(self.assembler, now_s)
         try:
             self._mark_received()
         except redis.RedisError as error:
@@ -200,6 +226,31 @@ class Collector:
         self._refused.clear()
         self._foreign.clear()
         self._unmarked.clear()
+
+    def announcement(self, record: CollectorRecord) -> CollectorRecord:
+        """`record` with what is held now."""
+        keys, offset_s = self.assembler.pictures(MAX_FORMING), self._wall_s() - self._monotonic_s()
+        told: CollectorRecord = msgspec.structs.replace(
+            record,
+            waiting=self.assembler.num_requests,
+            num_keys=len(self.assembler.waiting_by_key()),
+            forming=tuple(self._forming(picture, offset_s) for picture in keys),
+        )
+        return told
+
+    def _forming(self, picture: KeyPicture, offset_s: float) -> Forming:
+        key, room = picture.key, self._room(picture.key)
+        limit = self.assembler.policy.size_limit
+        return Forming(
+            model=key.model,
+            task=key.task,
+            engine=self._route(key).engine or "",
+            waiting=picture.waiting,
+            waiting_high=sum(picture.by_priority[7:]),
+            waiting_low=sum(picture.by_priority[:3]),
+            max_size=limit if room is None else min(limit, room.max_size),
+            oldest_at=picture.oldest_s + offset_s,
+        )
 
     # -- sending -------------------------------------------------------------------------------------------------
 
@@ -248,8 +299,10 @@ class Collector:
                 log.warning("a batch was not sent: %s", reason)
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
-            elif outcome.outstanding is not None:
+                continue
+            if outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
+            self._metrics.sent(formed, self.assembler.policy)
         has_lost = any(outcome.lost for outcome in sent)
         if has_lost:
             self._let_go_of_lost()
@@ -346,6 +399,7 @@ class Collector:
     def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
         state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
         answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
+        self._metrics.refused(request, error)
         self._refused.append((answer, handle))
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:

@@ -49,6 +49,7 @@ class _Flow:
 
 
 MEAN_FADING = 0.99
+MAX_PRIORITY = 9
 
 
 class FairQueue:
@@ -60,7 +61,8 @@ class FairQueue:
     """
 
     def __init__(self, ageing_s: float, credit_requests: int = 0) -> None:
-        self._ageing_s = ageing_s
+        self.ageing_s = ageing_s
+        """May change; what waits already keeps its rank."""
         self._credit_requests = credit_requests
         self._mean_tokens = 0.0
         self._flows: dict[str, _Flow] = {}
@@ -68,6 +70,8 @@ class FairQueue:
         self._arrivals = 0
         self._count = 0
         self._by_arrival: deque[Waiting] = deque()
+        self.num_by_priority = [0] * (MAX_PRIORITY + 1)
+        """Requests that wait, by priority."""
 
     def __len__(self) -> int:
         return self._count
@@ -80,13 +84,14 @@ class FairQueue:
         if flow is None:
             flow = self._flows[item.request.tenant] = _Flow(self._earliest_start)
         self._arrivals += 1
-        rank = item.arrived_s - item.request.priority * self._ageing_s
+        rank = item.arrived_s - item.request.priority * self.ageing_s
         entry = (rank, self._arrivals, item)
         if not flow.waiting or flow.waiting[-1] < entry:
             flow.waiting.append(entry)
         else:
             insort(flow.waiting, entry)
         self._count += 1
+        self.num_by_priority[item.request.priority] += 1
         item.queued = True
         self._by_arrival.append(item)
 
@@ -113,6 +118,7 @@ class FairQueue:
         gone: dict[str, set[int]] = {}
         for item in items:
             item.queued = False
+            self.num_by_priority[item.request.priority] -= 1
             gone.setdefault(item.request.tenant, set()).add(id(item))
         starts: list[float] = []
         for tenant, ids in gone.items():

@@ -206,13 +206,14 @@ def test_given_a_record_that_was_printed_then_it_is_the_keys_and_nothing_was_sto
     stack: GatewayStack, tmp_path: Path
 ) -> None:
     before = stack.redis.client.hlen("muai:keys")
-    key, record = run_muai(stack, "keys", "create", "--tenant", "shop", "--print-record").stdout.splitlines()
+    create = ("keys", "create", "--tenant", "shop", "--operator", "--print-record")
+    key, record = run_muai(stack, *create).stdout.splitlines()
     assert stack.redis.client.hlen("muai:keys") == before
     file = tmp_path / "keys.jsonl"
     file.write_text(record)
     (found,) = Keys(Store(stack.redis.client), file).find([key.split("_")[1]])
     assert found is not None
-    assert found.tenant == "shop"
+    assert (found.tenant, found.operator) == ("shop", True)
 
 
 def test_given_many_requests_in_one_call_then_each_is_accepted_or_refused_by_itself(acme: httpx.Client) -> None:

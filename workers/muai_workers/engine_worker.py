@@ -19,10 +19,16 @@ from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
 from muai_config.engines import FAKE
 from muai_config.queues import engine_queue
+from muai_config.slots import slots_of
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.monitoring.recorder import recorder
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -30,6 +36,8 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.monitoring.machine import MachineWatch
+from muai_workers.monitoring.models import ModelWatch
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -70,10 +78,13 @@ class EngineWorker:
     """
 
     def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
-        self._settings = settings
         # With the host, as in Flower: process ids repeat from container to container.
         self._name = f"{name}@{socket.gethostname()}"
         self._started_at = time.time()
+        self.live = LiveSettings(settings, f"{self._name} (worker)")
+        self._follower = ConfigFollower(self.live)
+        self._follower.start()
+        self._settings = settings = self.live.current
         self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
@@ -86,17 +97,21 @@ class EngineWorker:
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
+        self.live.subscribe(self.engine.reconfigure, settings)
+        self.live.subscribe(self.runner.reconfigure, settings)
+        self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
+        self._pusher = start_pushing(settings, "engine", name)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
 
     def _record(self) -> WorkerRecord:
-        queue = self._settings.queue
+        slots = slots_of(self._settings, self.engine.name)  # type: ignore[arg-type]
         return WorkerRecord(
             name=self._name,
             engine=self.engine.name,
-            slots=queue.worker_concurrency,
-            ahead=queue.worker_prefetch,
+            slots=slots.running,
+            ahead=slots.ahead,
             pid=os.getpid(),
             host=socket.gethostname(),
             gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -119,6 +134,7 @@ class EngineWorker:
     def open(self) -> None:
         """Say that work can come."""
         log.info("%s: %s", self.engine.name, self._device)
+        self._follower.take_sighup()
         self._announcer.start()
 
     def withdraw(self) -> None:
@@ -129,8 +145,13 @@ class EngineWorker:
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
         self._announcer.stop()
+        self._follower.close()
         self.runner.close()
         self.engine.close()
+        for watch in self._watches:
+            watch.close()
+        if self._pusher is not None:
+            self._pusher.close()
 
 
 def _make_engine(engine: EngineName, settings: Settings) -> Engine:
@@ -150,6 +171,8 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         worker = held[0]
         runner = worker.runner
+        if (task.request.delivery_info or {}).get("redelivered"):
+            recorder.count(instruments.REDELIVERIES, "batch")
         # Known to this thread alone; our Redis transport sends it along, AMQP does not.
         tag: int = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else 0
 

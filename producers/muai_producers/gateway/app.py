@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -22,6 +24,7 @@ from muai_producers.gateway import openapi, openapi_batches, openapi_files
 from muai_producers.gateway.admission import Admission
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
+from muai_producers.gateway.console.console import Console
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
@@ -31,11 +34,15 @@ from muai_producers.gateway.openai_api.failures import OpenAIErrors
 from muai_producers.gateway.openai_api.routes import OpenAIRoutes
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.sessions import Sessions
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
+from muai_producers.monitoring.pushing import MetricsPusher, start_pushing
 from muai_producers.rates import Rates
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Limits
 
 if TYPE_CHECKING:
@@ -53,7 +60,11 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         server = settings.monitoring.server
-        self._client = InferenceClient(settings)
+        self._settings = settings
+        self._pusher: MetricsPusher | None = None
+        self.live = LiveSettings(settings, f"{socket.gethostname()}-{os.getpid()} (gateway)")
+        self._follower = ConfigFollower(self.live)
+        self._client = InferenceClient(settings, live=self.live)
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
@@ -62,7 +73,7 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -70,6 +81,7 @@ class Gateway:
             self._executor,
             required=gateway.require_keys,
             cache_s=gateway.key_cache_s,
+            sessions=Sessions(store, gateway.console.session_s) if gateway.console.enabled else None,
         )
         self.routes = Routes(
             settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
@@ -83,6 +95,9 @@ class Gateway:
         self.openai_routes = OpenAIRoutes(
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
+        self.console = Console(
+            settings, _version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
+        )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
@@ -94,16 +109,24 @@ class Gateway:
 
     def start(self) -> None:
         """Belong to the running event loop."""
+        self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self._follower.start()
+        self._follower.take_sighup()
         self.hub.start()
         self.streams.start()
         self.drain.take_signals()
+        self._pusher = start_pushing(self._settings, "gateway", "gateway")
 
     def close(self) -> None:
         """Close connections and threads."""
+        self._follower.close()
         self.drain.close()
+        if self._pusher is not None:
+            self._pusher.close()
         self.hub.close()
         self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self.console.close()
         self._observer.close()
         self._listener_client.close()
         self._stream_client.close()
@@ -139,11 +162,16 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.openai_routes.register(app)
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
+    gateway.console.register(app)
     app.add_middleware(
-        Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
+        Edge,
+        drain=gateway.drain,
+        doorkeeper=gateway.doorkeeper,
+        always_open=gateway.always_open,
+        public=PUBLIC | gateway.console.public,
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES)
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *gateway.console.types)
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 

@@ -8,6 +8,7 @@ knows. Two processes at one batch write to files of their own, and the record of
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import secrets
@@ -28,6 +29,7 @@ from muai_producers.batches.lines import (
 )
 from muai_producers.batches.records import BatchProblem, BatchRecord, OpenLine, Segment, Status
 from muai_producers.batches.store import BatchStore, Versioned
+from muai_producers.client import limits_of
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError, RequestCancelledError
 from muai_producers.files.folder import FileFolder, refusing_bad_disks
 from muai_producers.files.records import FileRecord, FileUnavailableError, UnknownFileError
@@ -76,13 +78,7 @@ class BatchRunner:
 
     def __init__(self, settings: Settings, store: Store, submit: Submit, folder: FileFolder) -> None:
         self._settings = settings.gateway.batches
-        self._capacity = int(settings.monitoring.server.queue_capacity * self._settings.capacity_share) or 1
-        self._base_limits = Limits(
-            queue_capacity=self._capacity,
-            tenant_max_requests=settings.queue.tenant_max_requests,
-            tenant_max_tokens=settings.queue.tenant_max_tokens,
-            model_max_requests=settings.queue.model_max_requests,
-        )
+        self._set_limits(settings)
         self._max_line_bytes = settings.queue.max_payload_mb * 1_000_000
         self._builder = RequestBuilder(settings, None)
         self._store = store
@@ -92,6 +88,15 @@ class BatchRunner:
         self.batches = BatchStore(store, settings.gateway.files.keep_s)
         self._slack = Slack(self._settings.busy_share, self._settings.max_in_flight)
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _set_limits(self, settings: Settings) -> None:
+        self._capacity = int(settings.monitoring.server.queue_capacity * self._settings.capacity_share) or 1
+        self._base_limits = dataclasses.replace(limits_of(settings), queue_capacity=self._capacity)
+
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on, as far as they are reloadable."""
+        self._set_limits(settings)
+        self._builder.on_settings(settings)
 
     def step(self, batch_id: str, now_s: float | None = None) -> bool:
         """Take one step at a batch; returns whether anything was done."""

@@ -27,7 +27,7 @@ class _Entry:
 
 
 _ENTRIES: Mapping[str, _Entry] = {
-    "vllm": _Entry(("vllm",), "pip install vllm", None),
+    "vllm": _Entry(("vllm",), "pip install 'muai[vllm]'", "muai_workers.engines.vllm"),
     "deepspeed": _Entry(
         ("deepspeed", "torch", "transformers"), "pip install 'muai[deepspeed]'", "muai_workers.engines.deepspeed"
     ),
