@@ -11,7 +11,7 @@ import pytest
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 
-SCOPE: dict[str, Any] = {"type": "http", "path": "/v1/x", "headers": []}
+SCOPE: dict[str, Any] = {"type": "http", "method": "GET", "path": "/v1/x", "headers": []}
 
 
 class Everybody:
