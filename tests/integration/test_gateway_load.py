@@ -91,6 +91,12 @@ class Balancer:
         up = [port for port in self._ports if self._out_until_s[port] <= now_s] or self._ports
         return up[turn % len(up)]
 
+    def _leave_out(self, port: int) -> None:
+        """For a while, and the connections to it are let go: it is about to close them itself."""
+        self._out_until_s[port] = time.monotonic() + OUT_S
+        while self._idle[port]:
+            self._idle[port].pop().close()
+
     async def _try(self, port: int, path: str, body: bytes, key: str, number: int) -> bool:
         seen = self._seen
         connection = self._idle[port].pop() if self._idle[port] else Connection(port)
@@ -98,7 +104,7 @@ class Balancer:
             status, headers, answer = await connection.ask("POST", path, body, Idempotency_Key=key)
         except ConnectionRefusedError:
             seen.refused += 1
-            self._out_until_s[port] = time.monotonic() + OUT_S
+            self._leave_out(port)
             return False
         except (OSError, EOFError):
             seen.broken += 1
@@ -106,7 +112,7 @@ class Balancer:
         self._idle[port].append(connection)
         if status == 503 and "retry-after" in headers:
             seen.draining += 1
-            self._out_until_s[port] = time.monotonic() + OUT_S
+            self._leave_out(port)
             return False
         seen.answers[str(status)] += 1
         if status in (200, 202):
