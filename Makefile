@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # Tests that start processes of their own, or measure time, take turns; the others may run side by side.
 PARALLEL := tests/unit tests/property
 # Engines whose libraries need an environment of their own, each with files in workers/environments, and what is tried in
-# it: the suites that every engine passes, and tests/engines/NAME. Their libraries warn of each other when imported.
+# it: the suites that every engine passes, and tests/engines/NAME.
 OWN_ENVIRONMENTS := $(basename $(notdir $(wildcard workers/environments/*.in)))
 ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conversation_contract.py
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
@@ -44,7 +44,7 @@ test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try 
 	$(BIN)/python workers/environments/build.py $(OWN_ENVIRONMENTS)
 	set -e; for engine in $(OWN_ENVIRONMENTS); do \
 		python=$$($(BIN)/python workers/environments/build.py $$engine); \
-		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 -o filterwarnings=default $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
+		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
 	done
 	@if [ -d tests/engines/together ]; then set -x; $(BIN)/python -m pytest -q --timeout 300 tests/engines/together; fi
 

@@ -61,7 +61,7 @@ class QueueSettings(Section):
         le=1024,
         unit="batches",
         example=32,
-        describe="The same for engines that take requests into those that run: vLLM, and PyTorch and ONNX Runtime "
+        describe="The same for engines that take requests into those that run: vLLM, and the others "
         "where all of their models generate text.",
     )
     worker_prefetch: int = setting(

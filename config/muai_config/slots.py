@@ -9,7 +9,7 @@ from muai_config.engines import EngineName
 from muai_config.settings import Settings
 
 ALWAYS_CONTINUOUS: frozenset[EngineName] = frozenset({"vllm"})
-LOOPING: frozenset[EngineName] = frozenset({"onnx", "pytorch"})
+LOOPING: frozenset[EngineName] = frozenset({"deepspeed", "onnx", "pytorch"})
 """Engines whose decoding loop admits requests while others run, and whose encoders run batch by batch."""
 
 
@@ -36,7 +36,7 @@ def slots_of(settings: Settings, engine: EngineName) -> Slots:
 def batches_continuously(settings: Settings, engine: EngineName) -> bool:
     """Whether requests join those that run, rather than wait for a batch of theirs.
 
-    Where every model that a PyTorch or ONNX worker may serve generates, it takes further batches into those that run.
+    Where every model that a worker of these may serve generates, it takes further batches into those that run.
     An encoder gains nothing by many small batches at once, and would lose its large ones; so where there is one among
     the models, batches are sent as encoders want them.
     """

@@ -15,7 +15,7 @@ from muai_producers.chat import JsonSchema, ResponseFormat, Tool
 from muai_producers.wire import Parameters, TaskName
 from muai_workers.engines.cache_salts import CacheSalts
 from muai_workers.engines.vllm_plan import Device, VLLMPlan, plan_vllm, thread_binding, tool_parser_of
-from muai_workers.engines.vllm_requests import NO_BLANKS, calls_in_list, sampling_fields, shape_fields
+from muai_workers.engines.vllm_requests import calls_in_list, sampling_fields, shape_fields
 
 SPEC = models.model_spec("writer", "chat", "folder:/nowhere")
 WEATHER = {
@@ -120,10 +120,9 @@ def test_Given_a_shape_for_the_answer_Then_vLLM_holds_it_to_that() -> None:
     assert shape_fields(Parameters(response_format=ResponseFormat(type="text"))) is None
     assert shape_fields(Parameters(response_format=ResponseFormat(type="json_object"))) == {
         "json_object": True,
-        **NO_BLANKS,
     }
     by_schema = ResponseFormat(type="json_schema", json_schema=JsonSchema(name="s", schema=schema))
-    assert shape_fields(Parameters(response_format=by_schema)) == {"json": schema, **NO_BLANKS}
+    assert shape_fields(Parameters(response_format=by_schema)) == {"json": schema}
 
 
 def test_Given_a_tool_that_must_be_called_Then_the_answer_is_one_call_of_it() -> None:
@@ -164,9 +163,9 @@ def catalog(*tasks: TaskName, **queue: int) -> Settings:
 
 def test_Given_an_engine_that_takes_requests_into_those_that_run_Then_it_has_many_slots_and_holds_none_back() -> None:
     settings = catalog("chat", "text-generation", worker_concurrency=2, worker_prefetch=3)
-    for engine in ("vllm", "pytorch", "onnx"):
+    for engine in ("vllm", "deepspeed", "pytorch", "onnx"):
         assert slots_of(settings, engine) == Slots(16, 0)  # type: ignore[arg-type]
-    assert slots_of(settings, "deepspeed") == Slots(2, 3)
+    assert slots_of(settings, "fake") == Slots(2, 3)
     assert slots_of(catalog("chat", continuous_slots=4, worker_concurrency=8), "vllm") == Slots(8, 0)
 
 

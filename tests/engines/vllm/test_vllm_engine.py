@@ -78,8 +78,14 @@ def asked(text: Any, name: str = "1", task: str | None = "text-generation", **fi
 
 def children() -> list[psutil.Process]:
     """The engine's processes; Python's own helper for shared memory is none."""
-    found = psutil.Process().children(recursive=True)
-    return [one for one in found if one.is_running() and "resource_tracker" not in " ".join(one.cmdline())]
+    return [one for one in psutil.Process().children(recursive=True) if is_vllms(one)]
+
+
+def is_vllms(process: psutil.Process) -> bool:
+    try:
+        return "resource_tracker" not in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # gone, or a zombie
+        return False
 
 
 def test_a_short_request_that_comes_later_is_answered_first() -> None:

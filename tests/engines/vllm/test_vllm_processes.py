@@ -43,7 +43,7 @@ def test_a_supervisor_ends_what_a_killed_worker_left(tmp_path: Path) -> None:
     program, loaded = tmp_path / "program.py", tmp_path / "loaded"
     program.write_text(PROGRAM)
     command = (sys.executable, str(program), str(folder), str(loaded))
-    process = SupervisedProcess(ProcessSpec("worker-vllm", Role.WORKER, command))
+    process = SupervisedProcess(ProcessSpec("worker-vllm", Role.ENGINE, command))
     output = process.start(time.monotonic(), {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert process.popen is not None
     # vLLM says more than a pipe holds.

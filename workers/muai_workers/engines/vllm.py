@@ -15,6 +15,7 @@ os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 import vllm
 from transformers import AutoConfig
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,6 +33,7 @@ from muai_workers.engines.vllm_model import VLLMModel
 from muai_workers.engines.vllm_plan import (
     DTYPES,
     Device,
+    VLLMPlan,
     plan_vllm,
     thread_binding,
     tool_parser_of,
@@ -199,7 +201,7 @@ class VLLMEngine:
             return VLLMModel(
                 spec,
                 tokenizer,
-                lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(**plan.arguments, disable_log_stats=True)),
+                lambda: AsyncLLM.from_engine_args(_engine_args(plan)),
                 limit_tokens=input_limit(spec, folder, config, tokenizer),
                 salts=self._salts,
                 reader=None if parser is None else ToolReader(parser, tokenizer.transformers_tokenizer),
@@ -211,6 +213,11 @@ class VLLMEngine:
         binding = thread_binding(sorted(os.sched_getaffinity(0)), ranks) if self._device == "cpu" else None
         if binding is not None:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", binding)
+
+
+def _engine_args(plan: VLLMPlan) -> AsyncEngineArgs:
+    shapes = StructuredOutputsConfig(**plan.shapes)
+    return AsyncEngineArgs(**plan.arguments, structured_outputs_config=shapes, disable_log_stats=True)
 
 
 def create(settings: Settings) -> VLLMEngine:

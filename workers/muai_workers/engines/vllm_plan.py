@@ -28,6 +28,15 @@ class VLLMPlan:
     """What of the configuration this device or vLLM cannot do, and what is done instead."""
 
     @property
+    def shapes(self) -> dict[str, Any]:
+        """Of vLLM's `StructuredOutputsConfig`.
+
+        A weak model that may write blanks between the parts of JSON can go on writing them until its limit. Only a
+        backend that is named can do without, and this is the one that knows most of JSON schema.
+        """
+        return {"backend": "guidance", "disable_any_whitespace": True}
+
+    @property
     def num_ranks(self) -> int:
         """Processes that the model is spread over."""
         return int(self.arguments["tensor_parallel_size"] * self.arguments["pipeline_parallel_size"])

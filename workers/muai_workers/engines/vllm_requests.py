@@ -10,9 +10,6 @@ from typing import Any
 from muai_producers.chat import Tool, forced_tools
 from muai_producers.wire import InferenceRequest, Parameters
 
-NO_BLANKS = {"disable_any_whitespace": True}
-"""Between the parts of JSON: a weak model that may write blanks there can go on writing them until its limit."""
-
 
 def sampling_fields(parameters: Parameters, max_tokens: int) -> dict[str, Any]:
     """Fields of vLLM's `SamplingParams`."""
@@ -37,13 +34,13 @@ def shape_fields(parameters: Parameters) -> dict[str, Any] | None:
     """
     tools = forced_tools(parameters.tools, parameters.tool_choice)
     if tools:
-        return {"json": calls_schema(tools), **NO_BLANKS}
+        return {"json": calls_schema(tools)}
     shape = parameters.response_format
     if shape is None or shape.type == "text":
         return None
     if shape.json_schema is None:
-        return {"json_object": True, **NO_BLANKS}
-    return {"json": shape.json_schema.schema, **NO_BLANKS}
+        return {"json_object": True}
+    return {"json": shape.json_schema.schema}
 
 
 def calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:
