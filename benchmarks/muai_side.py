@@ -38,25 +38,20 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def configuration(
-<<<<<<< HEAD
-    redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
-=======
     redis_url: str,
     batcher: Mapping[str, Any] | None = None,
     tracing: Mapping[str, Any] | None = None,
     prefix: str = "muai",
->>>>>>> tracing
+    *,
+    monitoring: bool = True,
 ) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
-<<<<<<< HEAD
-        monitoring: whether metrics are counted and sent on.
-=======
         tracing: keys of `monitoring.tracing`; None: it is switched off.
         prefix: what keys and channels of the state store begin with.
->>>>>>> tracing
+        monitoring: whether metrics are counted and sent on.
     """
     return {
         "queue": {"broker_url": redis_url, "key_prefix": prefix},
@@ -80,19 +75,10 @@ def configuration(
     }
 
 
-<<<<<<< HEAD
-def write_configuration(
-    folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
-) -> Path:
-    """The path of the configuration file, written to `folder`."""
-    path = folder / "muai.yaml"
-    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, monitoring=monitoring)))
-=======
 def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None, **more: Any) -> Path:
     """The path of the configuration file, written to `folder`; arguments as `configuration`."""
     path = folder / "muai.yaml"
     path.write_text(yaml.safe_dump(configuration(redis_url, batcher, **more)))
->>>>>>> tracing
     return path
 
 
@@ -130,17 +116,10 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 @contextmanager
 def served(
-<<<<<<< HEAD
-    folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, *, monitoring: bool = True
-) -> Iterator[Driver]:
-    """Collector, one worker and a producer, ready."""
-    config = write_configuration(folder, redis_url, batcher, monitoring=monitoring)
-=======
     folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, **more: Any
 ) -> Iterator[Driver]:
     """Collector, one worker and a producer, ready; arguments as `configuration`."""
     config = write_configuration(folder, redis_url, batcher, **more)
->>>>>>> tracing
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from benchmarks.figures import conversations, http, memory, model, monitoring, onnx, open_loop, queue, vllm
-=======
-from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue, tracing, vllm
->>>>>>> tracing
+from benchmarks.figures import conversations, http, memory, model, monitoring, onnx, open_loop, queue, tracing, vllm
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {

@@ -45,6 +45,10 @@ RATE_PER_S, ROLLING_S = (200.0, 120.0) if IS_LONG else (50.0, 0.0)
 """0.0: every process is restarted once, however long that takes."""
 
 
+OUT_S = 0.5
+"""So long a replica that takes nothing is sent nothing."""
+
+
 @dataclass
 class Seen:
     """What clients met."""
@@ -67,6 +71,7 @@ class Balancer:
         self._ports = ports
         self._seen = seen
         self._idle: dict[int, list[Connection]] = {port: [] for port in ports}
+        self._out_until_s = dict.fromkeys(ports, 0.0)
 
     async def submit(self, number: int, *, wait: bool) -> None:
         """Hand one request in, wherever it is taken."""
@@ -75,10 +80,22 @@ class Balancer:
         key = uuid.uuid4().hex
         async with asyncio.timeout(60):
             for turn in range(1_000_000):
-                port = self._ports[(number + turn) % len(self._ports)]
+                port = self._choose(number + turn)
                 if await self._try(port, path, body, key, number):
                     return
                 await asyncio.sleep(0.05 if turn % 2 else 0.0)
+
+    def _choose(self, turn: int) -> int:
+        """Each replica in turn, but not one that said or showed a moment ago that it takes nothing."""
+        now_s = time.monotonic()
+        up = [port for port in self._ports if self._out_until_s[port] <= now_s] or self._ports
+        return up[turn % len(up)]
+
+    def _leave_out(self, port: int) -> None:
+        """For a while, and the connections to it are let go: it is about to close them itself."""
+        self._out_until_s[port] = time.monotonic() + OUT_S
+        while self._idle[port]:
+            self._idle[port].pop().close()
 
     async def _try(self, port: int, path: str, body: bytes, key: str, number: int) -> bool:
         seen = self._seen
@@ -87,6 +104,7 @@ class Balancer:
             status, headers, answer = await connection.ask("POST", path, body, Idempotency_Key=key)
         except ConnectionRefusedError:
             seen.refused += 1
+            self._leave_out(port)
             return False
         except (OSError, EOFError):
             seen.broken += 1
@@ -94,6 +112,7 @@ class Balancer:
         self._idle[port].append(connection)
         if status == 503 and "retry-after" in headers:
             seen.draining += 1
+            self._leave_out(port)
             return False
         seen.answers[str(status)] += 1
         if status in (200, 202):
@@ -232,7 +251,7 @@ async def open_stream(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
-    limit = 2**16 if receive_buffer is None else receive_buffer
+    limit = 2**22 if receive_buffer is None else receive_buffer
     reader, writer = await asyncio.open_connection(sock=connection, limit=limit)
     writer.write(f"GET /v1/inference/{request_id}/stream HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     if receive_buffer is None:

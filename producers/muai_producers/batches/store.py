@@ -13,7 +13,7 @@ from muai_producers.batches.records import ENDED, BatchObject, BatchRecord, TooM
 from muai_producers.store import Store
 
 # KEYS: the batch, the tenant's batches, open batches, the tenant's open batches.
-# ARGV: id, record, created_at, most open batches of a tenant.
+# ARGV: id, record, now, most open batches of a tenant.
 CREATE = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'known' end
 if redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[4]) then return 'full' end
@@ -92,7 +92,7 @@ class BatchStore:
         Raises:
             TooManyBatchesError: the tenant has `max_open` that are not finished.
         """
-        args = [record.id, msgspec.json.encode(record), record.created_at, max_open]
+        args = [record.id, msgspec.json.encode(record), time.time(), max_open]
         verdict = self._create(keys=self._keys(record), args=args)
         if verdict == b"full":
             raise TooManyBatchesError(

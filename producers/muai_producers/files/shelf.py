@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from muai_config.gateway import FilesSettings
 
-# KEYS: files, the tenant's files, bytes by tenant. ARGV: id, record, tenant, bytes, created_at, most bytes of a tenant
+# KEYS: files, the tenant's files, bytes by tenant. ARGV: id, record, tenant, bytes, now, most bytes of a tenant
 # (-1: any). A record that is there already stays as it is: putting a file twice changes nothing.
 PUT = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return -1 end
@@ -95,7 +95,7 @@ class FileShelf:
         """
         most = self._settings.max_tenant_mb * 1_000_000 if limited else -1
         file = record.file
-        args = [file.id, msgspec.json.encode(record), record.tenant, file.bytes, file.created_at, most]
+        args = [file.id, msgspec.json.encode(record), record.tenant, file.bytes, time.time(), most]
         used = self._put(keys=self._keys(record.tenant), args=args)
         if used >= 0:
             raise StorageFullError(

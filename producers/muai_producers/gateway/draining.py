@@ -13,8 +13,9 @@ from typing import Any
 log = logging.getLogger(__name__)
 SHOW_UNREADY_S = 1.0
 """Least time between saying so and ending, for load balancers to notice."""
-LAST_WORD_S = 0.5
-"""Before the time is over, whoever still waits for a result is told where the request stands."""
+LAST_WORD_S = 2.0
+"""Before the time is over, whoever still waits for a result is told where the request stands; a quarter of the time at
+most."""
 STEP_S = 0.02
 
 
@@ -66,7 +67,7 @@ class Drain:
 
     async def _finish(self, signum: int) -> None:
         began_s = time.monotonic()
-        await self._idle_until(began_s + self._timeout_s - LAST_WORD_S)
+        await self._idle_until(began_s + self._timeout_s - min(LAST_WORD_S, self._timeout_s / 4))
         if self.num_active:
             self._hurry()
             await self._idle_until(began_s + self._timeout_s)

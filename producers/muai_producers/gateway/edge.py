@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -24,6 +25,10 @@ from muai_producers.wire import TraceHeader
 log = logging.getLogger(__name__)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+_CUT_OFF = DrainingError(
+    "this gateway stopped before it could answer; whether the request was accepted is not known: send it again, with "
+    "the same Idempotency-Key if it had one"
+)
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -79,6 +84,12 @@ class Edge:
                 await self._pass_on(scope, receive, send_with_id)
         except ClientDisconnect:
             log.debug("request %s: the client went away", scope[REQUEST_ID_KEY])
+        except asyncio.CancelledError:
+            # The server's time to stop is over and it cancels what is left, which would be a bare 500.
+            if has_begun or not self._drain.draining:
+                raise
+            log.warning("request %s was cut off by the end of this gateway", scope[REQUEST_ID_KEY])
+            await error_response(_CUT_OFF, scope[REQUEST_ID_KEY])(scope, receive, send_with_id)
         except Exception as error:
             if has_begun:
                 raise
@@ -91,10 +102,10 @@ class Edge:
             return
         if self._drain.draining:
             raise DrainingError("this gateway is stopping; send the request again, another one takes it")
-        if scope["path"] not in self._public:
-            scope[CALLER_KEY] = await self._doorkeeper.identify(scope["headers"])
         self._drain.num_active += 1
         try:
+            if scope["path"] not in self._public:
+                scope[CALLER_KEY] = await self._doorkeeper.identify(scope["headers"])
             with log_context(tenant=scope[CALLER_KEY].tenant if CALLER_KEY in scope else None):
                 await self._app(scope, receive, send)
         finally:

@@ -197,6 +197,10 @@ class Routes:
             return await self._hub.wait(request_id, wait_s)
         except BrokerError:
             return read_standing(request_id, None)
+        except asyncio.CancelledError:
+            if not self._drain.draining:
+                raise
+            return read_standing(request_id, None)  # the server's time to stop is over, not that of the request
 
     async def get(self, request: Request) -> Response:
         """Where a request stands; with `wait`, its result as soon as it is there."""
