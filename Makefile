@@ -71,6 +71,7 @@ screenshots: $(VENV)/.dev ## Take the pictures of the console in docs/images ane
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/muai config docs --output docs/configuration.md
 	$(BIN)/muai config example --output config/optimization.example.yaml
+	$(BIN)/python -m muai_producers.monitoring.reference docs/monitoring.md
 
 clean: ## Remove what was installed and cached here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -23,6 +23,7 @@ from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
+from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -194,7 +195,12 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
         name: the worker's name in Flower; made from the host and process id where None.
     """
     name = name or f"collector-{os.getpid()}"
-    serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    pusher = start_pushing(settings, "collector", name)
+    try:
+        serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    finally:
+        if pusher is not None:
+            pusher.close()
 
 
 def __getattr__(name: str) -> Any:

@@ -267,6 +267,12 @@ class Assembler:
             # An empty queue has nothing to remember: shares count among those who wait.
             del self._queues[key]
 
+    def oldest_submitted_s(self) -> float | None:
+        """Wall-clock time at which the oldest request that waits was submitted; None when none waits."""
+        return min(
+            (item.request.submitted_at for queue in self._queues.values() for item in queue.items()), default=None
+        )
+
     def waiting_by_key(self) -> dict[BatchKey, int]:
         """How many requests wait under each batch key."""
         return {key: len(queue) for key, queue in self._queues.items()}

@@ -30,6 +30,7 @@ from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
+from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
 from muai_producers.dead_letters import DeadLetters
@@ -41,6 +42,8 @@ from muai_producers.errors import (
     RequestCancelledError,
 )
 from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
 
@@ -82,6 +85,7 @@ class Collector:
         is_revoked: whether Celery's own `revoke` named this id.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
+        recorder: what the metrics are told.
     """
 
     def __init__(
@@ -93,7 +97,9 @@ class Collector:
         is_revoked: Callable[[str], bool] = lambda _: False,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
+        recorder: Recorder = own_recorder,
     ) -> None:
+        self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
         self.fleet = FleetView()
         self._store = store
@@ -117,6 +123,8 @@ class Collector:
     def on_message(self, message: Any) -> None:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
+        if getattr(message, "delivery_info", {}).get("redelivered"):
+            self._metrics.redelivered()
         try:
             self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
@@ -199,6 +207,7 @@ class Collector:
         now_s = self._wall_s()
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
             self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+        self._metrics.waiting(self.assembler, now_s)
         try:
             self._mark_received()
         except redis.RedisError as error:
@@ -283,8 +292,10 @@ class Collector:
                 log.warning("a batch was not sent: %s", reason)
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
-            elif outcome.outstanding is not None:
+                continue
+            if outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
+            self._metrics.sent(formed, self.assembler.policy)
         has_lost = any(outcome.lost for outcome in sent)
         if has_lost:
             self._let_go_of_lost()
@@ -381,6 +392,7 @@ class Collector:
     def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
         state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
         answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
+        self._metrics.refused(request, error)
         self._refused.append((answer, handle))
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:

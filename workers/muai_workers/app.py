@@ -11,6 +11,8 @@ from celery.beat import EmbeddedService
 from muai_batching.serving import QuietConsumer, serve
 from muai_config import celery_settings, load_settings
 from muai_config.queues import CONTROL, WORKFLOW, engine_queue
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.monitoring.recorder import recorder
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -67,10 +69,19 @@ def run_control(
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
     """
+    from muai_workers.monitoring.machine import MachineWatch
+
     app = create_control_app(settings)
     if beat:
         _embed_beat(app)
-    serve(app, name=name or f"control-{os.getpid()}", queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+    name = name or f"control-{os.getpid()}"
+    watch, pusher = MachineWatch(recorder), start_pushing(settings, "control", name)
+    try:
+        serve(app, name=name, queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+    finally:
+        watch.close()
+        if pusher is not None:
+            pusher.close()
 
 
 def _embed_beat(app: Celery) -> None:

@@ -23,6 +23,9 @@ from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -30,6 +33,8 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.monitoring.machine import MachineWatch
+from muai_workers.monitoring.models import ModelWatch
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -86,6 +91,8 @@ class EngineWorker:
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
+        self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
+        self._pusher = start_pushing(settings, "engine", name)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
@@ -131,6 +138,10 @@ class EngineWorker:
         self._announcer.stop()
         self.runner.close()
         self.engine.close()
+        for watch in self._watches:
+            watch.close()
+        if self._pusher is not None:
+            self._pusher.close()
 
 
 def _make_engine(engine: EngineName, settings: Settings) -> Engine:
@@ -150,6 +161,8 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         worker = held[0]
         runner = worker.runner
+        if (task.request.delivery_info or {}).get("redelivered"):
+            recorder.count(instruments.REDELIVERIES, "batch")
         # Known to this thread alone; our Redis transport sends it along, AMQP does not.
         tag: int = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else 0
 

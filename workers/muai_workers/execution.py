@@ -29,12 +29,17 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.outcomes import record_failure
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
+from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.results import ResultWriter
 from muai_workers.streaming import RunStreams, StreamWriter, steady
 
@@ -69,6 +74,7 @@ class _Run:
     """Requests that this engine did not serve, through no fault of theirs."""
     positions: dict[str, int] = field(default_factory=dict)
     """Where each request stands in the batch."""
+    served: list[tuple[InferenceRequest, InferenceResult]] = field(default_factory=list)
     told_of_all: dict[str, Any] = field(default_factory=dict)
     """What the metadata of each of its results says alike."""
     again: list[Batch] = field(default_factory=list)
@@ -90,6 +96,7 @@ class BatchRunner:
 
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
+        recorder: what the metrics are told.
         wall_s: wall-clock seconds.
     """
 
@@ -102,8 +109,10 @@ class BatchRunner:
         *,
         relieve: Callable[[], None] | None = None,
         wall_s: Callable[[], float] = time.time,
+        recorder: Recorder = own_recorder,
     ) -> None:
         self.settings = settings
+        self._recorder = recorder
         self.engine = engine
         self.identity = identity
         self.writer = ResultWriter(store)
@@ -190,6 +199,7 @@ class BatchRunner:
             size=0 if run.again else len(run.requests),
             moved=[(part.engine, part.id) for part in run.again],
         )
+        record_served(self._recorder, run.batch.model, run.batch.engine, run.served)
 
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
@@ -231,15 +241,23 @@ class BatchRunner:
             missing = ModelLoadError(f"the catalog of worker {self.identity.name} has no model {batch.model!r}")
             return self._elsewhere(run, dict.fromkeys((request.id for request in run.requests), missing))
         streams = self._streams.open(run.requests)
+        first_pieces = FirstPieces(run.requests)
+
+        def tell(piece: Piece) -> None:
+            first_pieces.seen(piece.request_id, self._wall_s())
+            streams.tell(piece)
+
         with self._aborts.watching(run.requests) as watched:
             report = run_isolated(
                 lambda requests: self._run_engine(spec, batch, requests, streams, watched),
                 run.requests,
                 lambda completion: self._complete(run, completion, streams, watched),
-                on_piece=streams.tell,
+                on_piece=tell,
                 prepare=lambda: self._prepare(spec),
                 relieve=self._relieve,
             )
+        self._recorder.observe(instruments.FIRST_TOKEN, batch.model, batch.engine, values=first_pieces.times_s)
+        record_run(self._recorder, batch.model, batch.engine, len(run.requests), len(run.failed))
         if report.engine_failure is not None and cools_engine(report.engine_failure):
             reason = report.engine_failure.message
             log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
@@ -279,7 +297,9 @@ class BatchRunner:
         if not isinstance(completion.error, EngineError):
             streams.finish(request.id)
         if completion.output is not None:
-            self.writer.write(success_answer(request, self._result(run, request, completion.output)))
+            result = self._result(run, request, completion.output)
+            run.served.append((request, result))
+            self.writer.write(success_answer(request, result))
         elif isinstance(completion.error, EngineError):
             run.failed[request.id] = completion.error
         else:
@@ -324,6 +344,7 @@ class BatchRunner:
                 continue
             way = route(run.batch.chain, run.batch.model, view)
             history += way.skipped
+            record_fallback(self._recorder, run.batch.model, run.batch.engine, way.engine, len(requests))
             if way.engine is None:
                 self._end(requests, chain_spent(run.batch.model, history), history)
                 continue
@@ -370,6 +391,7 @@ class BatchRunner:
     def _fail(self, request: InferenceRequest, error: MuaiError) -> None:
         if not isinstance(error, RequestError):
             log.warning("request %s failed: %s", request.id, error)
+        record_failure(self._recorder, request.model, request.tenant, error, self.engine.name)
         self.writer.write(_failure(request, error))
 
 

@@ -14,6 +14,9 @@ from muai_producers.errors import BrokerError, MuaiError, QueueFullError
 from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
 from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.outcomes import status_of
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Limits, Store
 from muai_producers.wire import InferenceRequest
 
@@ -72,6 +75,7 @@ class Admission:
             if len(kept) < len(awaited):  # what was refused would be listened for as long as the gateway lives
                 self._hub.listen(kept)
                 watch.close()
+        _record_refusals(submissions, outcomes)
         self._look(is_asked=len(awaited) < len(submissions))
         return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 
@@ -125,6 +129,13 @@ class Admission:
         if wait_s is None:
             return error
         return QueueFullError(error.message, {**error.details, "retry_after_s": round(max(1.0, wait_s), 1)})
+
+
+def _record_refusals(submissions: Sequence[Submission], outcomes: Sequence[str | MuaiError]) -> None:
+    for submission, outcome in zip(submissions, outcomes, strict=True):
+        if isinstance(outcome, MuaiError):
+            recorder.count(instruments.REFUSED, outcome.code)
+            recorder.count(instruments.TENANT_REQUESTS, submission.request.tenant, status_of(outcome))
 
 
 def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str | MuaiError]:

@@ -37,6 +37,7 @@ from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
+from muai_producers.monitoring.pushing import MetricsPusher, start_pushing
 from muai_producers.rates import Rates
 from muai_producers.store import Limits
 
@@ -55,6 +56,8 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         server = settings.monitoring.server
+        self._settings = settings
+        self._pusher: MetricsPusher | None = None
         self._client = InferenceClient(settings)
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
@@ -103,10 +106,13 @@ class Gateway:
         self.hub.start()
         self.streams.start()
         self.drain.take_signals()
+        self._pusher = start_pushing(self._settings, "gateway", "gateway")
 
     def close(self) -> None:
         """Close connections and threads."""
         self.drain.close()
+        if self._pusher is not None:
+            self._pusher.close()
         self.hub.close()
         self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -20,6 +20,8 @@ from muai_config import celery_settings
 from muai_config.engines import ALL_ENGINES
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet, FleetView
+from muai_producers.monitoring.guard import guarded, standings
+from muai_producers.monitoring.shared import SharedMetrics, degraded_parts
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Picture:
     broker_error: str | None
     fleet: FleetView
     in_flight: int | None
+    monitoring: Mapping[str, str] = field(default_factory=dict)
+    """Parts of monitoring that do not work somewhere, and why."""
 
 
 def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: bool) -> Health:
@@ -74,6 +78,7 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     fleet = picture.fleet
     fatal = _unreachable(picture)
     warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
+    warnings += [f"{part} do not work: {reason}" for part, reason in sorted(picture.monitoring.items())]
     if draining:
         warnings.append("this gateway is stopping")
     return Health(
@@ -152,6 +157,7 @@ class Observer:
         self._client = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._fleet = Fleet(self._store)
+        self._metrics = SharedMetrics(self._store)
         self._executor = executor
         self._broker = None if settings.queue.broker_url == settings.queue.state_url else _broker_probe(settings)
         self._looking: asyncio.Future[Picture] | None = None
@@ -176,7 +182,11 @@ class Observer:
             state_error = type(error).__name__
         broker_error = state_error if self._broker is None else self._broker()
         self._looked_s = time.monotonic()
-        return Picture(state_error, broker_error, fleet, in_flight)
+        monitoring = dict(standings.degraded())
+        if state_error is None:
+            with guarded("metrics"):
+                monitoring |= degraded_parts(self._metrics.processes())
+        return Picture(state_error, broker_error, fleet, in_flight, monitoring)
 
     def close(self) -> None:
         """Close the connections."""

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 BROKER, STATE = "MUAI_BROKER_URL", "MUAI_REDIS_URL"
 HOST = ("monitoring", "server", "host")
+PAGE_HOST = ("monitoring", "prometheus", "host")
 LOOPBACK = "127.0.0.1"
-"""Where an installation's gateway listens unless the configuration says otherwise: it asks nobody who they are."""
+"""Where an installation's gateway and metrics page listen unless the configuration says otherwise: they ask nobody who
+they are."""
 EVERYWHERE = ("0.0.0.0", "::")
 # The same settings under the names that follow from their paths.
 OTHER_NAMES = {BROKER: "MUAI_QUEUE_BROKER_URL", STATE: "MUAI_QUEUE_REDIS_URL"}
@@ -42,6 +44,8 @@ class Wanted:
     collectors: int = 1
     gateway: bool = False
     flower: bool = False
+    exporter: bool = False
+    """Whether there is a metrics page, where the configuration has one."""
     log_level: str = "INFO"
 
 
@@ -105,6 +109,8 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
             gateway=wanted.gateway,
             gateway_host=gateway_host,
             flower=wanted.flower,
+            exporter=wanted.exporter and settings.monitoring.enabled and settings.monitoring.prometheus.enabled,
+            exporter_host=LOOPBACK if resolution.sources[PAGE_HOST].kind == "default" else None,
             log_level=wanted.log_level,
             suffix="" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}",
         )
