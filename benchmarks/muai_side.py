@@ -79,19 +79,22 @@ def collector(config: Path, folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def engine_worker(config: Path, folder: Path, engine: str, fake: Mapping[str, float] | None = None) -> Iterator[int]:
+def engine_worker(
+    config: Path, folder: Path, engine: str, fake: Mapping[str, float] | None = None, python: Path | None = None
+) -> Iterator[int]:
     """An engine worker; yields its process id.
 
     Args:
         fake: options of the fake engine.
+        python: of the engine's own environment; None: the one that this runs in.
     """
     env = environment(BENCH_FAKE_ENGINE=json.dumps(fake or {}))
-    with running(_process(engine, config), folder / "worker.log", env, ROOT) as process:
+    with running(_process(engine, config, python), folder / "worker.log", env, ROOT) as process:
         yield process.pid
 
 
-def _process(kind: str, config: Path) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.muai_process", kind, str(config)]
+def _process(kind: str, config: Path, python: Path | None = None) -> list[str]:
+    return [str(python or sys.executable), "-m", "benchmarks.muai_process", kind, str(config)]
 
 
 def script_driver(script: str, folder: Path, **env: str) -> Driver:

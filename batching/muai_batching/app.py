@@ -24,6 +24,8 @@ from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -84,9 +86,15 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
+        self._live = LiveSettings(settings, f"{self.hostname} (collector)")
+        self._follower = ConfigFollower(self._live)
+        self._follower.start()
+        self._follower.take_sighup()
+        settings = self._live.current
         self.collector = Collector(
             settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
         )
+        self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
         self._record = CollectorRecord(
@@ -106,6 +114,10 @@ class CollectorConsumer(QuietConsumer):
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
+
+    def _on_settings(self, settings: Settings) -> None:
+        assert self.collector is not None
+        self.collector.on_settings(settings)
 
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
@@ -172,6 +184,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            self._follower.close()
         super().shutdown()
 
 

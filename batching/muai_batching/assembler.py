@@ -211,6 +211,7 @@ class Assembler:
         if queue is None:
             credit = CREDIT_BATCHES * self.policy.size_limit
             queue = self._queues[key] = FairQueue(self.policy.ageing_s, credit)
+        queue.ageing_s = self.policy.ageing_s
         queue.push(item)
         self.num_requests += 1
         self.num_bytes += item.num_bytes

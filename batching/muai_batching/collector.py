@@ -160,6 +160,13 @@ class Collector:
         handle = Handle(message.channel, message.delivery_tag)
         self._refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
 
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on. What waits keeps its batch key, and with it its engines; a request over a
+        lower cap of tokens runs alone.
+        """
+        self.assembler.policy = policy_from(settings)
+        self._resolver = Resolver(settings)
+
     def on_fleet(self, view: FleetView) -> None:
         """A new picture of the fleet."""
         self.fleet = view

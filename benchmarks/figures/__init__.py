@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue
+from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue, vllm
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -14,6 +14,7 @@ FIGURES: dict[str, Measurement] = {
     "onnx": onnx.MEASUREMENT,
     "conversations": conversations.CHAT,
     "cache-budget": conversations.BUDGET,
+    "vllm": vllm.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
@@ -17,6 +18,7 @@ from muai_producers.monitoring.recorder import recorder
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_config.engines import EngineName
+    from muai_producers.runtime_config.live import LiveSettings
 
 
 def create_engine_app(settings: Settings, engine: EngineName, name: str) -> Celery:
@@ -33,15 +35,33 @@ def create_engine_app(settings: Settings, engine: EngineName, name: str) -> Cele
     return app
 
 
-def create_control_app(settings: Settings) -> Celery:
-    """The application of the control worker and of beat."""
+def create_control_app(settings: Settings, name: str = "control") -> Celery:
+    """The application of the control worker and of beat.
+
+    Args:
+        name: the worker's name, as `muai config status` shows it.
+    """
+    from muai_producers.runtime_config.live import LiveSettings
     from muai_workers.control.tasks import register
 
     app = Celery("muai.control", set_as_current=False)
     app.conf.update(celery_settings(settings, "control"))
     app.conf.worker_consumer = QuietConsumer
-    register(app, settings)
+    live = LiveSettings(settings, f"{name}@{socket.gethostname()} (control)")
+    register(app, live)
+    signals.worker_init.connect(lambda **_: _follow(live), weak=False)
     return app
+
+
+def _follow(live: LiveSettings) -> None:
+    """Follow the runtime configuration for as long as this process is a worker."""
+    from muai_producers.runtime_config.following import ConfigFollower
+
+    follower = ConfigFollower(live)
+    follower.start()
+    # Once it is ready: Celery sets signal handlers of its own before.
+    signals.worker_ready.connect(lambda **_: follower.take_sighup(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: follower.close(), weak=False)
 
 
 def run_engine_worker(
@@ -71,10 +91,10 @@ def run_control(
     """
     from muai_workers.monitoring.machine import MachineWatch
 
-    app = create_control_app(settings)
+    name = name or f"control-{os.getpid()}"
+    app = create_control_app(settings, name)
     if beat:
         _embed_beat(app)
-    name = name or f"control-{os.getpid()}"
     watch, pusher = MachineWatch(recorder), start_pushing(settings, "control", name)
     try:
         serve(app, name=name, queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)

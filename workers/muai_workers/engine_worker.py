@@ -19,6 +19,7 @@ from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
 from muai_config.engines import FAKE
 from muai_config.queues import engine_queue
+from muai_config.slots import slots_of
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
@@ -26,6 +27,8 @@ from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.monitoring.recorder import recorder
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -75,10 +78,13 @@ class EngineWorker:
     """
 
     def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
-        self._settings = settings
         # With the host, as in Flower: process ids repeat from container to container.
         self._name = f"{name}@{socket.gethostname()}"
         self._started_at = time.time()
+        self.live = LiveSettings(settings, f"{self._name} (worker)")
+        self._follower = ConfigFollower(self.live)
+        self._follower.start()
+        self._settings = settings = self.live.current
         self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
@@ -91,6 +97,8 @@ class EngineWorker:
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self.runner = BatchRunner(settings, self.engine, store, identity)
+        self.live.subscribe(self.engine.reconfigure, settings)
+        self.live.subscribe(self.runner.reconfigure, settings)
         self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
         self._pusher = start_pushing(settings, "engine", name)
         self._announcer = Announcer(Fleet(store), self._record)
@@ -98,12 +106,12 @@ class EngineWorker:
         """Whether batches that have not begun are to go to other workers."""
 
     def _record(self) -> WorkerRecord:
-        queue = self._settings.queue
+        slots = slots_of(self._settings, self.engine.name)  # type: ignore[arg-type]
         return WorkerRecord(
             name=self._name,
             engine=self.engine.name,
-            slots=queue.worker_concurrency,
-            ahead=queue.worker_prefetch,
+            slots=slots.running,
+            ahead=slots.ahead,
             pid=os.getpid(),
             host=socket.gethostname(),
             gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -126,6 +134,7 @@ class EngineWorker:
     def open(self) -> None:
         """Say that work can come."""
         log.info("%s: %s", self.engine.name, self._device)
+        self._follower.take_sighup()
         self._announcer.start()
 
     def withdraw(self) -> None:
@@ -136,6 +145,7 @@ class EngineWorker:
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
         self._announcer.stop()
+        self._follower.close()
         self.runner.close()
         self.engine.close()
         for watch in self._watches:

@@ -17,6 +17,7 @@ import redis
 
 from muai_batching.routing import attempt, chain_spent, cools_engine, route
 from muai_config.engines import ALL_ENGINES
+from muai_config.slots import slots_of
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -127,7 +128,8 @@ class BatchRunner:
         """Of each model's last batch."""
         # Threads of its own for the engine: libraries keep a pool of helpers for each thread that calls them, and
         # those of a thread that stands by would take the cores of the one at work.
-        self._engine_threads = ThreadPoolExecutor(settings.queue.worker_concurrency, thread_name_prefix="muai-engine")
+        slots = slots_of(settings, engine.name)  # type: ignore[arg-type]
+        self._engine_threads = ThreadPoolExecutor(slots.running, thread_name_prefix="muai-engine")
 
     def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
@@ -150,6 +152,10 @@ class BatchRunner:
         """Keep what claims to be a batch and cannot be read, as a dead letter."""
         log.error("batch %s cannot be read: %s", batch_id, error)
         self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Work by these settings from now on."""
+        self.settings = settings
 
     def close(self) -> None:
         """Write what is left to write, once nothing runs any more."""

@@ -137,6 +137,31 @@ class OptimizationManager:
             self._record(spec.name, [(request, run.answers[request.id]) for request in requests.values()])
         return [answers[index] for index in range(len(inputs))]
 
+    def load_model(self, model_name: str) -> str:
+        """Load the model on the first engine of its chain that can, so that its first request need not wait for it;
+        returns that engine's name.
+
+        Raises:
+            ModelNotFoundError: the catalog has no such model.
+            EngineError: as the last engine raised it, or none can serve the model.
+        """
+        spec = find_model(self._settings, model_name)
+        error: EngineError = EngineUnavailableError(f"no engine can serve {model_name}", {"model": model_name})
+        for name in self.get_available_engines(model_name):
+            engine = self._check(name).engine
+            assert engine is not None  # an engine that was not made is not available
+            try:
+                if name == "pytorch":
+                    self._models.load_model(model_name)
+                else:
+                    engine.load(spec)
+            except EngineError as failure:
+                logger.warning("%s cannot load %s: %s", name, model_name, failure)
+                error = failure
+            else:
+                return name
+        raise error
+
     def _record(self, model: str, answered: Sequence[tuple[InferenceRequest, InferenceResult | MuaiError]]) -> None:
         served: dict[str, list[tuple[InferenceRequest, InferenceResult]]] = {}
         for request, answer in answered:

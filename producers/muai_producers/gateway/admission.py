@@ -53,10 +53,10 @@ class Admission:
     """Runs on one thread: see `admit`.
 
     Args:
-        limits: what holds for tenants whose keys say nothing else.
+        limits: gives what holds now for tenants whose keys say nothing else.
     """
 
-    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits) -> None:
+    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Callable[[], Limits]) -> None:
         self._submit = submit
         self._store = store
         self._hub = hub
@@ -96,7 +96,7 @@ class Admission:
 
     def _within(self, max_requests: int | None, max_tokens: int | None) -> Limits:
         own = {"tenant_max_requests": max_requests, "tenant_max_tokens": max_tokens}
-        return dataclasses.replace(self._limits, **{name: value for name, value in own.items() if value is not None})
+        return dataclasses.replace(self._limits(), **{name: value for name, value in own.items() if value is not None})
 
     def _look(self, *, is_asked: bool) -> None:
         """See how many are in flight, where somebody asked; and how fast they are answered, now and then."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -39,6 +41,8 @@ from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.monitoring.pushing import MetricsPusher, start_pushing
 from muai_producers.rates import Rates
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Limits
 
 if TYPE_CHECKING:
@@ -58,7 +62,9 @@ class Gateway:
         server = settings.monitoring.server
         self._settings = settings
         self._pusher: MetricsPusher | None = None
-        self._client = InferenceClient(settings)
+        self.live = LiveSettings(settings, f"{socket.gethostname()}-{os.getpid()} (gateway)")
+        self._follower = ConfigFollower(self.live)
+        self._client = InferenceClient(settings, live=self.live)
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
@@ -67,7 +73,7 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -103,6 +109,9 @@ class Gateway:
 
     def start(self) -> None:
         """Belong to the running event loop."""
+        self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self._follower.start()
+        self._follower.take_sighup()
         self.hub.start()
         self.streams.start()
         self.drain.take_signals()
@@ -110,6 +119,7 @@ class Gateway:
 
     def close(self) -> None:
         """Close connections and threads."""
+        self._follower.close()
         self.drain.close()
         if self._pusher is not None:
             self._pusher.close()
@@ -141,6 +151,8 @@ def create_gateway(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages that these would be come from other people's servers
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own looks for providers several times per request, a twentieth of what one costs.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )

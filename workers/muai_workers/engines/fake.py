@@ -215,6 +215,9 @@ class FakeEngine:
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         """The fake engine remembers nothing."""
 
+    def reconfigure(self, settings: Settings) -> None:
+        """What the fake engine does is told by its options alone."""
+
     def close(self) -> None:
         with self._lock:
             self._models.clear()
