@@ -1,19 +1,18 @@
-"""How many messages wait in the broker's queues, and since when, where the broker can tell."""
+"""How much waits in which queue, and since when."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import redis
 from amqp.exceptions import AMQPError
-from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from muai_config import celery_settings
-from muai_config.queues import ENGINE_QUEUES, REQUEST_QUEUES
+from muai_config.queues import ALL_QUEUES, ENGINE_QUEUES, INFERENCE_HIGH, INFERENCE_LOW, REQUEST_QUEUES
 from muai_producers.connections import state_client
 from muai_producers.errors import BrokerError
 
@@ -21,22 +20,21 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 SHOWN_QUEUES = (*REQUEST_QUEUES, *ENGINE_QUEUES)
+"""Those that people are shown."""
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""kombu keeps a Redis queue's messages in one list for each of these; what our own producers send is in the first."""
+STEP_SEPARATOR = "\x06\x16"
 MAX_READ_BYTES = 262_144
 """A longer message is not looked into for its age."""
-# KEYS: queues. ARGV: most bytes. Answers with the depth of each and when its oldest request was submitted, '' where
-# that cannot be known. Inside the envelope the body is JSON in a string: its quotes are escaped once, and those of a
-# text that a client sent at least twice, so no text of a client's is taken for the time.
-_DEPTHS = """
+# ARGV: most bytes of a message that is looked into. The body is JSON inside the message's JSON: the request's own field
+# is told from its text by how its quotes are escaped. No decoding, for a message may have megabytes. A body in base64
+# tells nothing.
+OLDEST = """
 local found = {}
-for i, queue in ipairs(KEYS) do
-  found[2 * i - 1] = redis.call('LLEN', queue)
-  found[2 * i] = ''
-  if found[2 * i - 1] > 0 then
-    local oldest = redis.call('LINDEX', queue, -1)
-    if oldest and #oldest <= tonumber(ARGV[1]) then
-      found[2 * i] = string.match(oldest, '\\\\"submitted_at\\\\":([%d.]+)') or ''
-    end
-  end
+for i, key in ipairs(KEYS) do
+  local message = redis.call('LINDEX', key, -1)
+  if message and #message > tonumber(ARGV[1]) then message = false end
+  found[i] = message and string.match(message, '[^\\\\]\\\\?"submitted_at\\\\?":%s*([%d.]+)') or ''
 end
 return found
 """
@@ -51,62 +49,76 @@ class QueueDepth:
     """When the oldest request was submitted, in wall-clock seconds; None where the broker cannot tell."""
 
 
-class QueueReader(Protocol):
-    """Reads queues. One caller at a time.
+def priority_of(queue: str) -> str:
+    """The class of requests that a queue is for; '' for those that carry no requests."""
+    if queue not in REQUEST_QUEUES:
+        return ""
+    return {INFERENCE_HIGH: "high", INFERENCE_LOW: "low"}.get(queue, "normal")
+
+
+def redis_lists(queue: str) -> list[str]:
+    """Every list in which a queue's messages lie."""
+    return [queue if step == 0 else f"{queue}{STEP_SEPARATOR}{step}" for step in PRIORITY_STEPS]
+
+
+class RedisQueues:
+    """The queues of a Redis broker.
 
     Raises:
-        BrokerError: from `depths`, when the broker does not answer.
+        redis.exceptions.RedisError: from every method, when the broker does not answer.
     """
 
-    def depths(self) -> Mapping[str, QueueDepth]:
-        """What waits in each of the queues."""
-        ...
+    def __init__(self, url: str, queues: Sequence[str] = ALL_QUEUES) -> None:
+        self._client: Any = state_client(url, timeout_s=2.0)
+        self._queues = queues
+        self._oldest = self._client.register_script(OLDEST)
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages by queue, of whatever priority."""
+        pipe = self._client.pipeline(transaction=False)
+        for queue in self._queues:
+            for name in redis_lists(queue):
+                pipe.llen(name)
+        lengths = pipe.execute()
+        steps = len(PRIORITY_STEPS)
+        return {queue: sum(lengths[steps * at : steps * (at + 1)]) for at, queue in enumerate(self._queues)}
+
+    def oldest_submitted_s(self) -> Mapping[str, float]:
+        """When the request was submitted that is next in each request queue; those without any are left out."""
+        lists = [(queue, name) for queue in REQUEST_QUEUES for name in redis_lists(queue)]
+        found: dict[str, float] = {}
+        told = self._oldest(keys=[name for _, name in lists], args=[MAX_READ_BYTES])
+        for (queue, _), submitted_s in zip(lists, told, strict=True):
+            if submitted_s:
+                found[queue] = min(found.get(queue, float("inf")), float(submitted_s))
+        return found
 
     def close(self) -> None:
         """Close the connection."""
-        ...
-
-
-def queue_reader(settings: Settings, queues: Sequence[str] = SHOWN_QUEUES) -> QueueReader:
-    """A reader of the configured broker's queues. Connects when it is first asked."""
-    if settings.queue.broker_is_redis:
-        return _RedisQueues(settings.queue.broker_url, queues)
-    return _AmqpQueues(settings, queues)
-
-
-class _RedisQueues:
-    def __init__(self, url: str, queues: Sequence[str]) -> None:
-        self._client: Any = state_client(url, timeout_s=2.0)
-        self._queues = list(queues)
-
-    def depths(self) -> Mapping[str, QueueDepth]:
-        try:
-            flat = self._client.eval(_DEPTHS, len(self._queues), *self._queues, MAX_READ_BYTES)
-        except redis.RedisError as error:
-            raise BrokerError(f"the broker does not answer: {error}") from error
-        now_s = time.time()
-        return {
-            queue: QueueDepth(int(messages), min(float(oldest), now_s) if oldest else None)
-            for queue, messages, oldest in zip(self._queues, flat[::2], flat[1::2], strict=True)
-        }
-
-    def close(self) -> None:
         self._client.close()
 
 
-class _AmqpQueues:
-    def __init__(self, settings: Settings, queues: Sequence[str]) -> None:
-        conf = celery_settings(settings, "producer")
-        ssl = conf.get("broker_use_ssl") or False
-        self._connection = Connection(conf["broker_url"], ssl=ssl, connect_timeout=2)
-        self._queues = list(queues)
+class AmqpQueues:
+    """The queues of RabbitMQ, which tells how many wait and not since when.
 
-    def depths(self) -> Mapping[str, QueueDepth]:
+    Raises:
+        kombu.exceptions.OperationalError, amqp.exceptions.AMQPError, OSError: the broker does not answer.
+    """
+
+    def __init__(self, settings: Settings, queues: Sequence[str] = ALL_QUEUES) -> None:
+        from kombu import Connection
+
+        conf = celery_settings(settings, "producer")
+        self._connection = Connection(conf["broker_url"], ssl=conf.get("broker_use_ssl") or False, connect_timeout=2)
+        self._queues = queues
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages by queue."""
         try:
-            return {queue: QueueDepth(self._depth(queue)) for queue in self._queues}
-        except (OSError, OperationalError, AMQPError) as error:
+            return {queue: self._depth(queue) for queue in self._queues}
+        except (OSError, OperationalError, AMQPError):
             self._connection.close()  # else the next look meets the same broken connection
-            raise BrokerError(f"the broker does not answer: {error}") from error
+            raise
 
     def _depth(self, queue: str) -> int:
         channel: Any = self._connection.default_channel
@@ -115,5 +127,34 @@ class _AmqpQueues:
         except self._connection.channel_errors:
             return 0  # nobody has declared it yet
 
+    def oldest_submitted_s(self) -> Mapping[str, float]:
+        """Nothing: a queue of RabbitMQ cannot be looked into without taking from it."""
+        return {}
+
     def close(self) -> None:
+        """Close the connection."""
         self._connection.release()
+
+
+def queue_reader(settings: Settings, queues: Sequence[str] = ALL_QUEUES) -> RedisQueues | AmqpQueues:
+    """Reads the broker's queues; connects when first asked."""
+    if settings.queue.broker_is_redis:
+        return RedisQueues(settings.queue.broker_url, queues)
+    return AmqpQueues(settings, queues)
+
+
+def read_depths(reader: RedisQueues | AmqpQueues) -> Mapping[str, QueueDepth]:
+    """What waits in each queue, and since when.
+
+    Raises:
+        BrokerError: the broker does not answer.
+    """
+    try:
+        messages, oldest = reader.depths(), reader.oldest_submitted_s()
+    except (redis.RedisError, OSError, OperationalError, AMQPError) as error:
+        raise BrokerError(f"the broker does not answer: {error}") from error
+    now_s = time.time()
+    return {
+        queue: QueueDepth(count, min(oldest[queue], now_s) if count and queue in oldest else None)
+        for queue, count in messages.items()
+    }

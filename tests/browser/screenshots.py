@@ -42,7 +42,7 @@ def configuration(home: Path, port: int) -> dict[str, object]:
         },
         "tiny-chat": {"task": "chat", "source": f"folder:{home / 'tiny-chat'}", "engines": ["pytorch"]},
         "reviews": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
-        "missing": {"task": "embedding", "source": f"folder:{home / 'nowhere'}", "engines": ["onnx"]},
+        "reranker": {"task": "embedding", "source": f"folder:{home / 'nowhere'}", "engines": ["onnx"]},
     }
     return {
         "optimization": {"onnx": onnx, "pytorch": {"num_threads": 1}},
@@ -126,22 +126,25 @@ def take(url: str, folder: Path, profile: Path) -> None:
     """Take every picture."""
     folder.mkdir(parents=True, exist_ok=True)
     with httpx.Client(base_url=url) as http, browser(profile, width=WIDTH) as window:
-        _infer(http, "missing", "x")
-        fallen_back = _infer(http, "all-minilm-l6-v2", SENTENCES[1])
+        _infer(http, "reranker", "x")
+        _infer(http, "all-minilm-l6-v2", SENTENCES[0])
+        _infer(http, "tiny-chat", "Hello!")  # loaded by now, as in an installation that has been at work
         window.prefer("light")
         with Load(url):
-            window.driver.get(f"{url}/?request={fallen_back}")
+            window.driver.get(url)
             wait_until(lambda: window.run("return sessionStorage.getItem('curve.rate')?.split(',').length > 25"), 60)
+            shown = _infer(http, "all-minilm-l6-v2", SENTENCES[1])
             for scheme in ("light", "dark"):
                 window.prefer(scheme)
-                window.driver.get(f"{url}/?request={fallen_back}")
-                _try(window, "tiny-chat", "What is a queue?", "tokens")
+                window.driver.get(f"{url}/?request={shown}")
+                _try(window, "tiny-chat", "What does the worker do?", "tokens")
                 wait_until(lambda: "batch" in window.text(".rail"), what="a batch that forms")
                 window.run("window.scrollTo(0, 0); document.activeElement.blur()")
                 (folder / f"console-{scheme}.png").write_bytes(window.whole_page())
         window.prefer("light")
         _try(window, "all-minilm-l6-v2", "\n".join(SENTENCES), "numbers")
-        (folder / "console-embedding.png").write_bytes(window.one("#try").screenshot_as_png)
+        window.run("document.activeElement.blur()")
+        (folder / "console-embedding.png").write_bytes(window.whole_page("#try"))
         window.resize(390, 844)
         window.driver.get(f"{url}/")
         (folder / "console-narrow.png").write_bytes(window.driver.get_screenshot_as_png())

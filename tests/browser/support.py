@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -102,11 +103,15 @@ class Browser:
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
-    def whole_page(self) -> bytes:
-        """A picture of all of it, below the fold too."""
-        import base64
-
-        told = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    def whole_page(self, selector: str = "body") -> bytes:
+        """A picture of all of an element, below the fold too."""
+        place = self.run(
+            "const r = document.querySelector(arguments[0]).getBoundingClientRect();"
+            "return { x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1 };",
+            selector,
+        )
+        wanted = {"captureBeyondViewport": True, "clip": place}
+        told = self.driver.execute_cdp_cmd("Page.captureScreenshot", wanted)
         return base64.b64decode(told["data"])
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from muai_producers.errors import (
     ModelLoadError,
 )
 from muai_producers.fleet import MAX_FORMING, CollectorRecord, Fleet, Forming
-from muai_producers.queue_depths import queue_reader
+from muai_producers.queue_depths import queue_reader, read_depths
 from muai_producers.recent import MAX_META_BYTES, MAX_RECENT, Recent
 from muai_producers.store import Limits, Store, failure_answer, success_answer
 from muai_producers.wire import InferenceRequest, InferenceResult
@@ -124,14 +124,14 @@ def test_Given_queues_on_redis_Then_depth_and_age_of_the_oldest_are_told_whateve
 ) -> None:
     settings = build_settings({"queue": {"broker_url": clean_redis.url}, "models": MODELS}, {})
     reader = queue_reader(settings)
-    assert all(depth.messages == 0 and depth.oldest_at is None for depth in reader.depths().values())
+    assert all(depth.messages == 0 and depth.oldest_at is None for depth in read_depths(reader).values())
     began_s = time.time()
     with InferenceClient(settings) as client:
         trap = '"submitted_at":7 \\"submitted_at\\":8 \\\\"submitted_at\\\\":9'
         client.submit_many([{"model": "m", "inputs": trap}, {"model": "m", "inputs": "b"}])
         client.submit("m", "urgent", priority=9)
     clean_redis.client.lpush("inference.low", "no message at all")
-    depths = reader.depths()
+    depths = read_depths(reader)
     assert {name: depth.messages for name, depth in depths.items() if depth.messages} == {
         "inference": 2,
         "inference.high": 1,
@@ -146,7 +146,7 @@ def test_Given_no_broker_Then_the_reader_says_so() -> None:
     for url in ("redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1//"):
         reader = queue_reader(build_settings({"queue": {"broker_url": url}}, {}))
         with pytest.raises(BrokerError, match="the broker does not answer"):
-            reader.depths()
+            read_depths(reader)
         reader.close()
 
 
@@ -157,7 +157,7 @@ def test_Given_queues_on_rabbitmq_Then_depths_are_told_and_a_queue_that_nobody_d
         kombu.Queue(name, durable=False, auto_delete=True).bind(channel).declare()
         publish(connection, name, "one", "two")
         reader = queue_reader(build_settings({"queue": {"broker_url": url}}, {}), ["muai-test-nobody", name])
-        depths = reader.depths()
+        depths = read_depths(reader)
         assert (depths[name].messages, depths[name].oldest_at) == (2, None)
         assert depths["muai-test-nobody"].messages == 0
         reader.close()

@@ -21,9 +21,9 @@ from muai_producers.monitoring import instruments
 from muai_producers.monitoring.instruments import OTHER
 from muai_producers.monitoring.recorder import Gathered, Reading, Series
 from muai_producers.monitoring.shared import SharedMetrics, Totals, degraded_parts
+from muai_producers.queue_depths import priority_of, queue_reader
 from muai_producers.store import Store
 from muai_workers.monitoring.machine import GpuReading, gpu_readings
-from muai_workers.monitoring.queues import priority_of, queue_reader
 
 if TYPE_CHECKING:
     from muai_config import Settings

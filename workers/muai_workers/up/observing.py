@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet
-from muai_producers.queue_depths import queue_reader
+from muai_producers.queue_depths import SHOWN_QUEUES, queue_reader
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Observer:
         self._settings = settings
         self._client = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
-        self._broker = queue_reader(settings)
+        self._broker = queue_reader(settings, SHOWN_QUEUES)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._observe, name="muai-observe", daemon=True)
 
@@ -75,5 +75,5 @@ class Observer:
             in_flight=self._store.in_flight(),
             answered=None if answered is None else int(answered),
             ready_workers=frozenset(worker.name.partition("@")[0] for worker in Fleet(self._store).view(()).workers),
-            depth_by_queue={queue: depth.messages for queue, depth in self._broker.depths().items() if depth.messages},
+            depth_by_queue={queue: depth for queue, depth in self._broker.depths().items() if depth},
         )

@@ -19,7 +19,7 @@ from muai_producers.gateway.callers import Caller
 from muai_producers.gateway.console import telling
 from muai_producers.gateway.console.records import DeadLetterList, Overview, RecentList, RequestWay
 from muai_producers.gateway.health import Observer, health
-from muai_producers.queue_depths import QueueDepth, queue_reader
+from muai_producers.queue_depths import SHOWN_QUEUES, QueueDepth, queue_reader, read_depths
 from muai_producers.recent import Recent
 from muai_producers.store import META_PREFIX, Store
 
@@ -60,7 +60,7 @@ class Lookout:
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._recent = Recent(self._store)
         self._letters = DeadLetters(self._store)
-        self._queues = queue_reader(settings)
+        self._queues = queue_reader(settings, SHOWN_QUEUES)
         self._started_s = time.monotonic()
         self._looking: asyncio.Future[Look] | None = None
         self._looked_s = 0.0
@@ -147,7 +147,7 @@ class Lookout:
             log.warning("the state store does not answer: %s", error)
         if counts is not None or self._settings.queue.broker_url != self._settings.queue.state_url:
             try:
-                depths = self._queues.depths()
+                depths = read_depths(self._queues)
             except BrokerError as error:
                 log.warning("%s", error)
         self._looked_s = time.monotonic()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from muai_config.engines import ALL_ENGINES
-from muai_config.queues import INFERENCE_HIGH, INFERENCE_LOW, REQUEST_QUEUES
 from muai_producers.dead_letters import DeadLetterLine
 from muai_producers.fleet import CollectorRecord, FleetView, GpuRecord, WorkerRecord
 from muai_producers.gateway.console.records import (
@@ -31,7 +30,7 @@ from muai_producers.gateway.console.records import (
     WorkerState,
 )
 from muai_producers.gateway.standing import status_url
-from muai_producers.queue_depths import QueueDepth
+from muai_producers.queue_depths import QueueDepth, priority_of
 from muai_producers.recent import RecentRequest
 from muai_producers.store import FAILURE, PENDING, REVOKED, SUCCESS
 
@@ -74,9 +73,7 @@ def fleet_state(
 
 def queue_state(name: str, depth: QueueDepth, now_s: float) -> QueueState:
     """A queue, with its age from the oldest's submission."""
-    priority: Priority | None = None
-    if name in REQUEST_QUEUES:
-        priority = "high" if name == INFERENCE_HIGH else "low" if name == INFERENCE_LOW else "normal"
+    priority: Priority | None = priority_of(name) or None  # type: ignore[assignment]
     return QueueState(
         name=name,
         holds="batches" if priority is None else "requests",
