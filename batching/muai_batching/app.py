@@ -23,6 +23,7 @@ from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
+from muai_producers.performance.recorder import recorder_for
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ class CollectorConsumer(QuietConsumer):
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
         self.collector = Collector(
-            settings, store, _dispatcher(settings, store), is_revoked=lambda request_id: request_id in revoked
+            settings,
+            store,
+            _dispatcher(settings, store),
+            is_revoked=lambda request_id: request_id in revoked,
+            recorder=recorder_for(settings),
         )
         self._tick_scheduled = False
         self._timer: Any = None
@@ -167,6 +172,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            self.collector.recorder.close()
         super().shutdown()
 
 

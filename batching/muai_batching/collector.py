@@ -26,11 +26,14 @@ from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
     MalformedMessageError,
+    ModelNotFoundError,
     MuaiError,
     PayloadTooLargeError,
     RequestCancelledError,
 )
 from muai_producers.fleet import BatchDone, FleetView
+from muai_producers.performance.recorder import NullRecorder, Recorder
+from muai_producers.performance.series import Series
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
 
@@ -70,6 +73,7 @@ class Collector:
 
     Args:
         is_revoked: whether Celery's own `revoke` named this id.
+        recorder: takes in what arrived, and what ended here.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
     """
@@ -81,9 +85,11 @@ class Collector:
         dispatcher: Dispatcher,
         *,
         is_revoked: Callable[[str], bool] = lambda _: False,
+        recorder: Recorder | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
+        self.recorder = recorder or NullRecorder()
         self.assembler = Assembler(policy_from(settings))
         self.fleet = FleetView()
         self._store = store
@@ -126,6 +132,7 @@ class Collector:
             return
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
+        self.recorder.arrived(key.model, key.task)
         self._unmarked.append(item)
 
     def _check_size(self, message: Any) -> None:
@@ -335,6 +342,10 @@ class Collector:
         state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
         answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
         self._refused.append((answer, handle))
+        # Its model may be one that there is not: names that senders make up must not become series.
+        model = "" if isinstance(error, ModelNotFoundError) else request.model
+        total_ms = 1000 * (self._wall_s() - request.submitted_at)
+        self.recorder.failed(Series(model, "", request.task or ""), error.code, total_ms)
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
@@ -342,6 +353,7 @@ class Collector:
         answer = None
         if isinstance(request_id, str) and request_id:
             answer = failure_answer(request_id, error)
+        self.recorder.failed(Series("", "", ""), error.code)
         if isinstance(error, MalformedMessageError):
             log.warning("refused a message: %s", error)
             self._dead_letters.add_message(str(request_id or ""), message.body or b"", error)

@@ -23,6 +23,7 @@ from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.performance.recorder import recorder_for
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -30,6 +31,7 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.monitoring.sampling import end_sampling, offer_sampling
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -85,7 +87,8 @@ class EngineWorker:
             result_ttl_s=settings.queue.result_ttl_s,
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        self.runner = BatchRunner(settings, self.engine, store, identity)
+        self.recorder = recorder_for(settings)
+        self.runner = BatchRunner(settings, self.engine, store, identity, recorder=self.recorder)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
@@ -185,6 +188,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = EngineWorker(settings, engine, name)
         worker.preload()
         held.append(worker)
+        offer_sampling(app, settings, worker.recorder)
 
     def ready(**_: Any) -> None:
         held[0].open()
@@ -195,6 +199,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
             worker.withdraw()
 
     def stopped(**_: Any) -> None:
+        end_sampling(app)
         while held:
             held.pop().close()
 

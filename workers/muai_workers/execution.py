@@ -29,12 +29,15 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
+from muai_producers.performance.recorder import NullRecorder, Recorder
+from muai_producers.performance.series import Series
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
+from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
 from muai_workers.streaming import RunStreams, StreamWriter, steady
 
@@ -75,6 +78,7 @@ class _Run:
     """What goes on elsewhere."""
     took_s: float = 0.0
     """In the engine."""
+    figures: RunFigures = field(init=False)
 
     def received_s(self, request: InferenceRequest) -> float:
         """When the collector got the request, in wall-clock seconds."""
@@ -90,6 +94,7 @@ class BatchRunner:
 
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
+        recorder: takes in how long requests took and how they ended.
         wall_s: wall-clock seconds.
     """
 
@@ -101,6 +106,7 @@ class BatchRunner:
         identity: WorkerIdentity,
         *,
         relieve: Callable[[], None] | None = None,
+        recorder: Recorder | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
@@ -113,6 +119,7 @@ class BatchRunner:
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
         self._relieve = relieve
+        self._recorder = recorder or NullRecorder()
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
         """Of each model's last batch."""
@@ -148,6 +155,7 @@ class BatchRunner:
         self._aborts.close()
         self._streams.close()
         self.writer.close()
+        self._recorder.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
@@ -182,6 +190,7 @@ class BatchRunner:
         return run
 
     def _finish(self, run: _Run) -> None:
+        run.figures.finished(len(run.requests), run.took_s)
         self.writer.flush()
         self._store.finish_batch(
             run.batch,
@@ -199,6 +208,8 @@ class BatchRunner:
         wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic())
+        series = Series(batch.model, batch.engine, batch.task)
+        run.figures = RunFigures(self._recorder, series, pads=not self.engine.capabilities.continuous_batching)
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
         run.told_of_all = {
             "model": batch.model,
@@ -279,7 +290,9 @@ class BatchRunner:
         if not isinstance(completion.error, EngineError):
             streams.finish(request.id)
         if completion.output is not None:
-            self.writer.write(success_answer(request, self._result(run, request, completion.output)))
+            result = self._result(run, request, completion.output)
+            self.writer.write(success_answer(request, result))
+            run.figures.served(result)
         elif isinstance(completion.error, EngineError):
             run.failed[request.id] = completion.error
         else:
@@ -309,6 +322,7 @@ class BatchRunner:
 
     def _elsewhere(self, run: _Run, failed: dict[str, MuaiError]) -> list[Batch]:
         """The batches that carry failed requests to the next engine; answers those that have none left."""
+        run.figures.attempts_failed(list(failed.values()))
         by_reason: dict[tuple[str, str], list[InferenceRequest]] = {}
         for request in run.requests:
             if request.id in failed:
@@ -371,6 +385,8 @@ class BatchRunner:
         if not isinstance(error, RequestError):
             log.warning("request %s failed: %s", request.id, error)
         self.writer.write(_failure(request, error))
+        series = Series(request.model, self.engine.name, request.task or "")
+        self._recorder.failed(series, error.code, _ms(request.submitted_at, self._wall_s()))
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:

@@ -18,7 +18,7 @@ from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
 from muai_producers.files.folder import FileFolder
 from muai_producers.files.shelf import FileShelf
-from muai_producers.gateway import openapi, openapi_batches, openapi_files
+from muai_producers.gateway import openapi, openapi_batches, openapi_files, openapi_watch
 from muai_producers.gateway.admission import Admission
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
@@ -33,6 +33,7 @@ from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
+from muai_producers.gateway.watch_routes import WatchRoutes
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.rates import Rates
@@ -83,6 +84,7 @@ class Gateway:
         self.openai_routes = OpenAIRoutes(
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
+        self.watch_routes = WatchRoutes(settings, store, self._executor)
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
@@ -137,11 +139,12 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.openai_routes.register(app)
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
+    gateway.watch_routes.register(app)
     app.add_middleware(
         Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES)
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES)
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 

@@ -18,8 +18,12 @@ from kombu.exceptions import OperationalError
 
 from muai_config import celery_settings
 from muai_config.engines import ALL_ENGINES
+from muai_producers.alerts.records import Alert
+from muai_producers.alerts.store import AlertStore
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet, FleetView
+from muai_producers.monitoring.guard import guarded
+from muai_producers.scheduled import TaskRuns, overdue
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ KEPT_S = 0.5
 """How long a look at the installation serves: probes may come from many sides at once."""
 PROBE_TIMEOUT_S = 3.0
 NEARLY_FULL = 0.9
+MAX_ALERTS_NAMED = 10
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,13 +71,17 @@ class Picture:
     broker_error: str | None
     fleet: FleetView
     in_flight: int | None
+    overdue: tuple[str, ...] = ()
+    """A sentence for each scheduled task that should have run."""
+    alerts: tuple[Alert, ...] = ()
+    """Those that last."""
 
 
 def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: bool) -> Health:
     """The verdict for operators and dashboards."""
     fleet = picture.fleet
     fatal = _unreachable(picture)
-    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings)]
+    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_watched(picture)]
     if draining:
         warnings.append("this gateway is stopping")
     return Health(
@@ -138,6 +147,12 @@ def _strained(picture: Picture, settings: Settings) -> list[str]:
     return reasons
 
 
+def _watched(picture: Picture) -> list[str]:
+    alerts = [f"alert {alert.alert_type}: {alert.message}" for alert in picture.alerts]
+    more = [f"and {len(alerts) - MAX_ALERTS_NAMED} alerts more"] if len(alerts) > MAX_ALERTS_NAMED else []
+    return [*picture.overdue, *alerts[:MAX_ALERTS_NAMED], *more]
+
+
 class Observer:
     """Looks at the installation, on connections of its own that give up soon."""
 
@@ -145,6 +160,7 @@ class Observer:
         self._client = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._fleet = Fleet(self._store)
+        self._runs, self._alerts = TaskRuns(self._store), AlertStore(self._store)
         self._executor = executor
         self._broker = None if settings.queue.broker_url == settings.queue.state_url else _broker_probe(settings)
         self._looking: asyncio.Future[Picture] | None = None
@@ -167,9 +183,16 @@ class Observer:
         except redis.RedisError as error:
             log.warning("the state store does not answer: %s", error)
             state_error = type(error).__name__
+        told, alerts = self._watched() if state_error is None else ((), ())
         broker_error = state_error if self._broker is None else self._broker()
         self._looked_s = time.monotonic()
-        return Picture(state_error, broker_error, fleet, in_flight)
+        return Picture(state_error, broker_error, fleet, in_flight, told, alerts)
+
+    def _watched(self) -> tuple[tuple[str, ...], tuple[Alert, ...]]:
+        """What control workers tell: tasks that are overdue, alerts that last."""
+        with guarded("alerts"):
+            return tuple(overdue(self._runs.all(), time.time())), tuple(self._alerts.open())
+        return (), ()
 
     def close(self) -> None:
         """Close the connections."""

@@ -134,6 +134,7 @@ _MANY_BODIES = {
 _ERRORS = {
     400: ("The request is wrong; `details.field` names the field.", "invalid_request", "priority: Expected `int` <= 9"),
     401: ("No API key, or none that is known.", "unauthorized", "an API key is needed: send Authorization: Bearer KEY"),
+    403: ("The caller is known, and may not do this.", "forbidden", "this is for operators"),
     404: ("There is no such thing.", "request_not_found", f"no request {EXAMPLE_ID!r} is known"),
     408: ("The body did not arrive in time.", "body_timeout", "the body did not arrive within 30 s"),
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),

@@ -20,6 +20,7 @@ from muai_workers.control.batches import BatchRunner
 from muai_workers.control.reaper import Reaper
 from muai_workers.control.rounds import Rounds
 from muai_workers.control.singleton import singleton
+from muai_workers.control.watching import register_watching
 from muai_workers.control.workflow_tasks import register_workflows
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def register(app: Celery, settings: Settings) -> None:
         "reap": _every(REAP_TASK, REAP_EVERY_S),
         "batches": _every(BATCHES_TASK, BATCHES_EVERY_S),
         "sweep-files": _every(SWEEP_TASK, SWEEP_EVERY_S),
+        **register_watching(app, settings),
     }
     # Every task repeats at an interval, so there is nothing to remember on disk between runs.
     app.conf.beat_scheduler = "celery.beat:Scheduler"
