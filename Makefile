@@ -11,10 +11,14 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 # Tests that start processes of their own, or measure time, take turns; the others may run side by side.
 PARALLEL := tests/unit tests/property
-SERIAL := $(filter-out $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
+# Engines whose libraries need an environment of their own, each with files in workers/environments, and what is tried in
+# it: the suites that every engine passes, and tests/engines/NAME.
+OWN_ENVIRONMENTS := $(basename $(notdir $(wildcard workers/environments/*.in)))
+ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conversation_contract.py
+SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast check format chaos bench docs clean
+.PHONY: help demo up test test-fast test-engines check format chaos bench docs clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +35,14 @@ test: $(VENV)/.dev ## Run every test (RabbitMQ's are skipped where there is none
 
 test-fast: $(VENV)/.dev ## Run the tests that need no server and no model
 	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
+
+test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try every engine with real models
+	$(BIN)/python workers/environments/build.py $(OWN_ENVIRONMENTS)
+	set -e; for engine in $(OWN_ENVIRONMENTS); do \
+		python=$$($(BIN)/python workers/environments/build.py $$engine); \
+		MUAI_TEST_ENGINES=$$engine $$python -m pytest -q --timeout 300 $(ENGINE_TESTS) $$(ls -d tests/engines/$$engine 2>/dev/null); \
+	done
+	@if [ -d tests/engines/together ]; then set -x; $(BIN)/python -m pytest -q --timeout 300 tests/engines/together; fi
 
 check: $(VENV)/.dev ## Lint, check formatting, types and the layers
 	$(BIN)/ruff check .

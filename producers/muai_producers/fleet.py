@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,9 @@ ALIVE_S = 6.0
 ANNOUNCE_EVERY_S = 2.0
 COLLECTOR = "collector/"
 """Keeps a collector's sign of life apart from that of a worker of the same name."""
+GPUS_KEPT_S = 3600.0
+"""How long a GPU that nobody watches any more is told of as unseen."""
+GpuState = Literal["ok", "degraded", "failed", "unseen"]
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,6 +41,45 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     device: str = ""
     started_at: float = 0.0
     """Wall-clock seconds since the epoch."""
+
+
+class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU as whoever starts its worker last read it: what metrics, health and the console show.
+
+    `muai worker --gpus …` watches the GPUs of the workers that it starts and writes a record of each, about once every
+    two seconds, into the hash `{prefix}:gpus`, field `host/uuid`. Read them with `Fleet.gpus()` or `FleetView.gpus`.
+    A figure that the device does not give is None.
+    """
+
+    host: str
+    index: str
+    """As `--gpus` and CUDA_VISIBLE_DEVICES name it, in the order of PCI addresses."""
+    uuid: str
+    name: str = ""
+    """The model, such as `NVIDIA H100 80GB HBM3`."""
+    worker: str = ""
+    """The engine worker that has it, by its name in the fleet."""
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilization_percent: float | None = None
+    """Share of the last second or so in which it computed, 0 to 100."""
+    temperature_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    ecc_uncorrected: int | None = None
+    """Memory errors that could not be corrected, since the driver was loaded."""
+    last_xid: int | None = None
+    """Number of the last error that the driver reported since the watch began, application errors included."""
+    state: GpuState = "ok"
+    """degraded: it works, and an operator should know; failed: its worker was stopped and its work is done elsewhere;
+    unseen: nobody can say, for the driver does not answer or its watch is gone.
+    """
+    reason: str = ""
+    """Why the state is not ok, for people."""
+    read_at: float = 0.0
+    """When the figures were read; wall-clock seconds since the epoch."""
+    written_at: float = 0.0
+    """When the watch last wrote the record; wall-clock seconds since the epoch."""
 
 
 class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +105,8 @@ class FleetView:
     outstanding: Mapping[str, int] = field(default_factory=dict)
     """Batches sent to each engine and not finished."""
     collectors: tuple[CollectorRecord, ...] = ()
+    gpus: tuple[GpuRecord, ...] = ()
+    """Every GPU that is watched, or was lately; ordered by host and index."""
 
     def slots(self, engine: str) -> int:
         """Batches that the engine's live workers run at once."""
@@ -142,6 +186,33 @@ class Fleet:
         pipe.delete(self._alive(COLLECTOR + name))
         pipe.execute()
 
+    def announce_gpus(self, records: Sequence[GpuRecord]) -> None:
+        """Write how GPUs are doing."""
+        fields = {f"{record.host}/{record.uuid}": msgspec.json.encode(record) for record in records}
+        if fields:
+            self._client.hset(self._keys.gpus, mapping=fields)
+
+    def withdraw_gpus(self, records: Sequence[GpuRecord]) -> None:
+        """Say that nobody watches these any more, because their workers were ended on purpose."""
+        if records:
+            self._client.hdel(self._keys.gpus, *(f"{record.host}/{record.uuid}" for record in records))
+
+    def gpus(self) -> tuple[GpuRecord, ...]:
+        """Every GPU that is watched; one whose watch died is `unseen`, and forgotten after `GPUS_KEPT_S`."""
+        return self._gpus_of(self._client.hgetall(self._keys.gpus), time.time())
+
+    def _gpus_of(self, written: dict[bytes, bytes], now_s: float) -> tuple[GpuRecord, ...]:
+        records, old = [], []
+        for field_name, raw in written.items():
+            record = as_seen(msgspec.json.decode(raw, type=GpuRecord), now_s)
+            if now_s - record.written_at > GPUS_KEPT_S:
+                old.append(field_name)
+            else:
+                records.append(record)
+        if old:
+            self._client.hdel(self._keys.gpus, *old)
+        return tuple(sorted(records, key=lambda record: (record.host, record.index.zfill(4), record.uuid)))
+
     def cool_down(self, engine: str, model: str, reason: str, seconds: float) -> None:
         """Pass the engine over for the model for a while."""
         if seconds <= 0:
@@ -160,14 +231,16 @@ class Fleet:
         pipe.hgetall(self._keys.workers)
         pipe.hgetall(self._keys.collectors)
         pipe.hgetall(self._keys.circuits)
+        pipe.hgetall(self._keys.gpus)
         for engine in engines:
             pipe.zcard(self._keys.outstanding(engine))
-        workers, collectors, circuits, *outstanding = pipe.execute()
+        workers, collectors, circuits, gpus, *outstanding = pipe.execute()
         return FleetView(
             workers=self._alive_ones(self._keys.workers, "", _decoded(workers, WorkerRecord)),
             collectors=self._alive_ones(self._keys.collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
             cooling=self._cooling(circuits),
             outstanding=dict(zip(engines, outstanding, strict=True)),
+            gpus=self._gpus_of(gpus, time.time()),
         )
 
     def _alive_ones(self, key: str, kind: str, records: list[Record]) -> tuple[Record, ...]:
@@ -198,3 +271,14 @@ class Fleet:
 
 def _decoded(announced: dict[bytes, bytes], kind: type[Record]) -> list[Record]:
     return [msgspec.json.decode(raw, type=kind) for raw in announced.values()]
+
+
+def as_seen(record: GpuRecord, now_s: float) -> GpuRecord:
+    """The record as it is worth now: `unseen` once its watch has written nothing for `ALIVE_S` and more.
+
+    A GPU that had failed stays failed: that nobody looks at it makes it no better.
+    """
+    silent_s = now_s - record.written_at
+    if silent_s <= 2 * ALIVE_S or record.state == "failed":
+        return record
+    return msgspec.structs.replace(record, state="unseen", reason=f"its watch has been silent for {silent_s:.0f} s")

@@ -59,6 +59,7 @@ class StoreKeys:
         self.fleet_channel = f"{prefix}:fleet"
         self.workers = f"{prefix}:workers"
         self.collectors = f"{prefix}:collectors"
+        self.gpus = f"{prefix}:gpus"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
         self.webhooks = f"{prefix}:webhooks"

@@ -14,12 +14,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from tests import models
+from tests.engines_here import REAL
 
 from muai_config import ModelSpec
 from muai_workers.engines.base import Completion, Engine, EngineOutput
 from muai_workers.engines.registry import create_engine
 
 pytestmark = pytest.mark.engine
+KEEPING = [name for name in REAL if name in ("pytorch", "onnx")]
+"""The engines of this run that keep conversations by themselves."""
 QUESTIONS = ("Where is the boat?", "Who are you?", "What is a queue?", "When does the train leave?")
 TURNS = st.lists(
     st.tuples(
@@ -76,7 +79,7 @@ def engine_named(name: str, **cache_settings: Any) -> Engine:
     return create_engine(name, models.settings(cache=dict(cache_settings)))
 
 
-@pytest.fixture(params=["pytorch", "onnx"])
+@pytest.fixture(params=KEEPING)
 def chat(request: pytest.FixtureRequest) -> Iterator[Chat]:
     engine = engine_named(request.param)
     yield Chat(engine, engine_named(request.param, enabled=False), spec())

@@ -35,6 +35,7 @@ KEPT_S = 0.5
 PROBE_TIMEOUT_S = 3.0
 NEARLY_FULL = 0.9
 MAX_ALERTS_NAMED = 10
+MAX_GPUS_NAMED = 16
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +82,8 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     """The verdict for operators and dashboards."""
     fleet = picture.fleet
     fatal = _unreachable(picture)
-    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_watched(picture)]
+    warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
+    warnings += [] if fatal else _watched(picture)
     if draining:
         warnings.append("this gateway is stopping")
     return Health(
@@ -151,6 +153,12 @@ def _watched(picture: Picture) -> list[str]:
     alerts = [f"alert {alert.alert_type}: {alert.message}" for alert in picture.alerts]
     more = [f"and {len(alerts) - MAX_ALERTS_NAMED} alerts more"] if len(alerts) > MAX_ALERTS_NAMED else []
     return [*picture.overdue, *alerts[:MAX_ALERTS_NAMED], *more]
+
+
+def _gpu_troubles(fleet: FleetView) -> list[str]:
+    return [f"GPU {gpu.index} of {gpu.host} is {gpu.state}: {gpu.reason}" for gpu in fleet.gpus if gpu.state != "ok"][
+        :MAX_GPUS_NAMED
+    ]
 
 
 class Observer:

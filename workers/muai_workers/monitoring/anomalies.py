@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from muai_producers.alerts.records import Alert, Finding
 from muai_producers.alerts.store import AlertStore
+from muai_producers.monitoring.events import alert_raised
 from muai_producers.performance.monitor import PerformanceMonitor
 from muai_producers.queue_depths import QueueReader, queue_reader
 from muai_producers.store import Store
@@ -90,6 +91,7 @@ class AnomalyDetector:
         if not self.alerts.commit(seen, step.states, step.changed, deliveries, now_s):
             log.info("another control worker has checked meanwhile")
             return None
+        _count(step)
         return step
 
     # -- the specification's -------------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ class AnomalyDetector:
         deliveries = deliveries_of(step.notices, self._settings.alert_destinations)
         is_ours = self.alerts.commit(seen, {**states, **step.states}, step.changed, deliveries, now_s)
         if is_ours and step.notices:
+            _count(step)
             self.deliverer.run(Deadline(30.0))
         return is_ours and bool(step.notices)
 
@@ -149,3 +152,10 @@ class AnomalyDetector:
             timestamp=now_s,
             metadata={**finding.metadata, **about},
         )
+
+
+def _count(step: Step) -> None:
+    """Tell the metrics of alerts that go out."""
+    for alert in step.notices:
+        if alert.resolved_at is None:
+            alert_raised(alert.alert_type, alert.severity)
