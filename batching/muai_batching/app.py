@@ -93,6 +93,9 @@ class CollectorConsumer(QuietConsumer):
         )
         self._tick_scheduled = False
         self._timer: Any = None
+        self._record = CollectorRecord(
+            name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()
+        )
         watched = state_client(settings.queue.state_url)
         watched_store = Store(watched, prefix=settings.queue.key_prefix)
         num_shards = settings.queue.collector_shards
@@ -102,7 +105,7 @@ class CollectorConsumer(QuietConsumer):
             watched_store,
             ALL_ENGINES,
             leases if num_shards > 1 else None,
-            CollectorRecord(name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()),
+            lambda: self._record,
             lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
@@ -116,6 +119,7 @@ class CollectorConsumer(QuietConsumer):
             self.collector.on_shards(held)
         self.collector.sweep()
         self._tick()
+        self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
 
     def _consume_shards(self, held: frozenset[int]) -> None:
         for shard in held - self._consumed_shards:

@@ -6,6 +6,7 @@ engines have.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -179,6 +180,18 @@ def _fit(items: Sequence[Waiting], first: Waiting, max_tokens: int) -> tuple[Wai
     return tuple(chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class KeyPicture:
+    """What waits under one batch key, for onlookers."""
+
+    key: BatchKey
+    waiting: int
+    by_priority: tuple[int, ...]
+    """Of `waiting`, by priority from 0 to 9."""
+    oldest_s: float
+    """Monotonic seconds at which the longest waiting one came."""
+
+
 class Assembler:
     """Requests that wait for a batch, by batch key.
 
@@ -257,3 +270,11 @@ class Assembler:
     def waiting_by_key(self) -> dict[BatchKey, int]:
         """How many requests wait under each batch key."""
         return {key: len(queue) for key, queue in self._queues.items()}
+
+    def pictures(self, most: int) -> list[KeyPicture]:
+        """What waits under each batch key, the longest waiting first, `most` at most."""
+        found = [
+            KeyPicture(key, len(queue), tuple(queue.num_by_priority), queue.oldest_arrival_s())
+            for key, queue in self._queues.items()
+        ]
+        return heapq.nsmallest(most, found, key=attrgetter("oldest_s"))

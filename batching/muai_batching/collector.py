@@ -12,10 +12,20 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import redis
 from kombu.exceptions import OperationalError
 
-from muai_batching.assembler import NO_ROOM, Assembler, BatchKey, BatchPolicy, Formed, Room, worthwhile_lookahead
+from muai_batching.assembler import (
+    NO_ROOM,
+    Assembler,
+    BatchKey,
+    BatchPolicy,
+    Formed,
+    KeyPicture,
+    Room,
+    worthwhile_lookahead,
+)
 from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
@@ -31,7 +41,7 @@ from muai_producers.errors import (
     PayloadTooLargeError,
     RequestCancelledError,
 )
-from muai_producers.fleet import BatchDone, FleetView
+from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
 from muai_producers.performance.recorder import NullRecorder, Recorder
 from muai_producers.performance.series import Series
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
@@ -207,6 +217,31 @@ class Collector:
         self._refused.clear()
         self._foreign.clear()
         self._unmarked.clear()
+
+    def announcement(self, record: CollectorRecord) -> CollectorRecord:
+        """`record` with what is held now."""
+        keys, offset_s = self.assembler.pictures(MAX_FORMING), self._wall_s() - self._monotonic_s()
+        told: CollectorRecord = msgspec.structs.replace(
+            record,
+            waiting=self.assembler.num_requests,
+            num_keys=len(self.assembler.waiting_by_key()),
+            forming=tuple(self._forming(picture, offset_s) for picture in keys),
+        )
+        return told
+
+    def _forming(self, picture: KeyPicture, offset_s: float) -> Forming:
+        key, room = picture.key, self._room(picture.key)
+        limit = self.assembler.policy.size_limit
+        return Forming(
+            model=key.model,
+            task=key.task,
+            engine=self._route(key).engine or "",
+            waiting=picture.waiting,
+            waiting_high=sum(picture.by_priority[7:]),
+            waiting_low=sum(picture.by_priority[:3]),
+            max_size=limit if room is None else min(limit, room.max_size),
+            oldest_at=picture.oldest_s + offset_s,
+        )
 
     # -- sending -------------------------------------------------------------------------------------------------
 

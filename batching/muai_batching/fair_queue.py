@@ -49,6 +49,7 @@ class _Flow:
 
 
 MEAN_FADING = 0.99
+MAX_PRIORITY = 9
 
 
 class FairQueue:
@@ -68,6 +69,8 @@ class FairQueue:
         self._arrivals = 0
         self._count = 0
         self._by_arrival: deque[Waiting] = deque()
+        self.num_by_priority = [0] * (MAX_PRIORITY + 1)
+        """Requests that wait, by priority."""
 
     def __len__(self) -> int:
         return self._count
@@ -87,6 +90,7 @@ class FairQueue:
         else:
             insort(flow.waiting, entry)
         self._count += 1
+        self.num_by_priority[item.request.priority] += 1
         item.queued = True
         self._by_arrival.append(item)
 
@@ -113,6 +117,7 @@ class FairQueue:
         gone: dict[str, set[int]] = {}
         for item in items:
             item.queued = False
+            self.num_by_priority[item.request.priority] -= 1
             gone.setdefault(item.request.tenant, set()).add(id(item))
         starts: list[float] = []
         for tenant, ids in gone.items():

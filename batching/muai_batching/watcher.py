@@ -24,7 +24,7 @@ class FleetWatcher:
     Args:
         client: a Redis client; used from this thread only.
         leases: this collector's claims on shards, renewed at each look; None where there are no shards.
-        record: how this collector is announced.
+        record: gives how this collector is announced at the moment.
         on_view: called with each new picture, and with the shards that are held.
         on_batch_done: called at the end of each batch.
         Both are called from the watcher's thread.
@@ -36,7 +36,7 @@ class FleetWatcher:
         store: Store,
         engines: Sequence[str],
         leases: ShardLeases | None,
-        record: CollectorRecord,
+        record: Callable[[], CollectorRecord],
         on_view: Callable[[FleetView, frozenset[int]], Any],
         on_batch_done: Callable[[BatchDone], Any],
     ) -> None:
@@ -60,7 +60,7 @@ class FleetWatcher:
         self._closed.set()
         self._thread.join(timeout=5.0)
         try:
-            self._fleet.withdraw_collector(self._record.name)
+            self._fleet.withdraw_collector(self._record().name)
             if self._leases is not None:
                 self._leases.release()
         except redis.RedisError as error:
@@ -81,7 +81,7 @@ class FleetWatcher:
             refreshed_s = -REFRESH_S
             while not self._closed.is_set():
                 if time.monotonic() - refreshed_s >= REFRESH_S:
-                    self._fleet.announce_collector(self._record)
+                    self._fleet.announce_collector(self._record())
                     view = self._fleet.view(self._engines)
                     self._on_view(view, self._held(view))
                     refreshed_s = time.monotonic()

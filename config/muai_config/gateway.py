@@ -148,6 +148,21 @@ class BatchSettings(Section):
     )
 
 
+class ConsoleSettings(Section):
+    enabled: bool = setting(True, describe="Whether the gateway serves its console, a page for people, at /.")
+    refresh_s: float = setting(
+        2.0, ge=0.5, le=3600.0, unit="s", example=5.0, describe="How often an open console asks for what has changed."
+    )
+    session_s: int = setting(
+        28_800,
+        ge=60,
+        le=2_592_000,
+        unit="s",
+        example=3600,
+        describe="How long a key that was given to the console serves before it is asked for again.",
+    )
+
+
 class GatewaySettings(Section):
     require_keys: bool = setting(
         False,
@@ -177,3 +192,4 @@ class GatewaySettings(Section):
     webhooks: WebhookSettings = section(WebhookSettings, "Results posted to an address that the request names.")
     files: FilesSettings = section(FilesSettings, "Files that callers upload, and batches' outputs.")
     batches: BatchSettings = section(BatchSettings, "Batches of requests from files.")
+    console: ConsoleSettings = section(ConsoleSettings, "The console, a page for people.")

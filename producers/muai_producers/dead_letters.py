@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from muai_producers.errors import MuaiError
+from muai_producers.errors import InvalidRequestError, MuaiError
 from muai_producers.store import Store
 from muai_producers.wire import InferenceRequest
 
@@ -18,6 +20,24 @@ MAX_ENTRIES = 100_000
 """Older entries go first."""
 PAGE = 500
 MAX_RAW_BYTES = 64_000
+_ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+REPLAYS = uuid.UUID("6f3a6f0c-8c1b-5d0e-9a53-2f1f6b0f7d11")
+# KEYS: the stream. ARGV: how many. Answers with each entry's id and, of its fields, those that a list shows.
+_NEWEST = """
+local shown = {request_id = 1, model = 1, code = 1, message = 1, attempts = 1, died_at = 1}
+local found = {}
+for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[1])) do
+  local fields = {}
+  for i = 1, #entry[2], 2 do
+    local name, value = entry[2][i], entry[2][i + 1]
+    if not shown[name] then value = name == 'request' and '1' or '' end
+    fields[#fields + 1] = name
+    fields[#fields + 1] = value
+  end
+  found[#found + 1] = {entry[1], fields}
+end
+return found
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,22 @@ class DeadLetter:
     """Wall-clock seconds since the epoch."""
     request: InferenceRequest | None
     raw: bytes
+
+
+@dataclass(frozen=True)
+class DeadLetterLine:
+    """An entry as a list shows it: without the request, which may be large."""
+
+    entry_id: str
+    request_id: str
+    model: str
+    code: str
+    message: str
+    attempts: list[dict[str, Any]]
+    died_at: float
+    """Wall-clock seconds since the epoch."""
+    is_request: bool
+    """Whether it can be replayed."""
 
 
 class DeadLetters:
@@ -90,6 +126,26 @@ class DeadLetters:
             left -= len(page)
             last = f"({page[-1][0].decode()}"
 
+    def lines(self, limit: int) -> list[DeadLetterLine]:
+        """The newest entries as a list shows them, newest first."""
+        return [
+            _line(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)))
+            for entry_id, flat in self._client.eval(_NEWEST, 1, self._key, limit)
+        ]
+
+    def entries(self, entry_ids: Sequence[str]) -> list[DeadLetter]:
+        """The entries of those ids that exist, in the order given.
+
+        Raises:
+            InvalidRequestError: an id is none of an entry.
+        """
+        if not all(_ENTRY_ID.fullmatch(entry_id) for entry_id in entry_ids):
+            raise InvalidRequestError("an entry's id is two numbers with a dash between them", {"field": "entry"})
+        pipe = self._client.pipeline(transaction=False)
+        for entry_id in entry_ids:
+            pipe.xrange(self._key, entry_id, entry_id)
+        return [_letter(found.decode(), fields) for page in pipe.execute() for found, fields in page]
+
     def get(self, entry_ids: Sequence[str]) -> list[DeadLetter]:
         """The entries of those ids that exist; an entry's id or its request's."""
         wanted = set(entry_ids)
@@ -104,6 +160,37 @@ class DeadLetters:
         count = len(self)
         self._client.delete(self._key)
         return count
+
+
+def replayed(entry_id: str, request: InferenceRequest, deadline_s: float | None, now_s: float) -> InferenceRequest:
+    """The request to submit for a dead letter.
+
+    Its id follows from the entry's: a replay that is cut off between acceptance and the entry's removal, and then
+    done again, submits the same request, not a second one. What belonged to the first sending alone (deadline,
+    idempotency key, reply channel, trace) is left out.
+    """
+    return msgspec.structs.replace(
+        request,
+        id=str(uuid.uuid5(REPLAYS, f"{request.id} {entry_id}")),
+        deadline=None if deadline_s is None else now_s + deadline_s,
+        idempotency_key=None,
+        reply_to=None,
+        trace={},
+        submitted_at=now_s,
+    )
+
+
+def _line(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetterLine:
+    return DeadLetterLine(
+        entry_id=entry_id,
+        request_id=fields[b"request_id"].decode(),
+        model=fields[b"model"].decode(),
+        code=fields[b"code"].decode(),
+        message=fields[b"message"].decode(),
+        attempts=msgspec.json.decode(fields[b"attempts"]),
+        died_at=float(fields[b"died_at"]),
+        is_request=bool(fields.get(b"request")),
+    )
 
 
 def _letter(entry_id: str, fields: dict[bytes, bytes]) -> DeadLetter:

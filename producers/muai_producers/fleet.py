@@ -17,6 +17,8 @@ from muai_producers.store import Store
 
 ALIVE_S = 6.0
 ANNOUNCE_EVERY_S = 2.0
+MAX_FORMING = 32
+"""Bounds what a collector announces each second."""
 COLLECTOR = "collector/"
 """Keeps a collector's sign of life apart from that of a worker of the same name."""
 GPUS_KEPT_S = 3600.0
@@ -82,6 +84,24 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the watch last wrote the record; wall-clock seconds since the epoch."""
 
 
+class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Requests of one batch key that wait at a collector for their batch."""
+
+    model: str
+    task: str
+    engine: str = ""
+    """The engine that their batch would go to now; '' while none can take it."""
+    waiting: int
+    waiting_high: int = 0
+    """Of those, the ones of priority 7 to 9."""
+    waiting_low: int = 0
+    """Of those, the ones of priority 0 to 2."""
+    max_size: int = 0
+    """Requests that a batch of theirs holds at most."""
+    oldest_at: float = 0.0
+    """When the longest waiting one came to the collector; wall-clock seconds since the epoch."""
+
+
 class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a collector says of itself."""
 
@@ -90,6 +110,12 @@ class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     host: str = ""
     started_at: float = 0.0
     """Wall-clock seconds since the epoch."""
+    waiting: int = 0
+    """Requests that it holds."""
+    num_keys: int = 0
+    """Batch keys that they are of."""
+    forming: tuple[Forming, ...] = ()
+    """The batch keys with the longest waiting requests, `MAX_FORMING` at most."""
 
 
 Record = TypeVar("Record", WorkerRecord, CollectorRecord)
@@ -107,6 +133,8 @@ class FleetView:
     collectors: tuple[CollectorRecord, ...] = ()
     gpus: tuple[GpuRecord, ...] = ()
     """Every GPU that is watched, or was lately; ordered by host and index."""
+    cooling_until: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """When each of `cooling` is tried again; wall-clock seconds since the epoch."""
 
     def slots(self, engine: str) -> int:
         """Batches that the engine's live workers run at once."""
@@ -235,10 +263,12 @@ class Fleet:
         for engine in engines:
             pipe.zcard(self._keys.outstanding(engine))
         workers, collectors, circuits, gpus, *outstanding = pipe.execute()
+        cooling = self._cooling(circuits)
         return FleetView(
             workers=self._alive_ones(self._keys.workers, "", _decoded(workers, WorkerRecord)),
             collectors=self._alive_ones(self._keys.collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
-            cooling=self._cooling(circuits),
+            cooling={key: reason for key, (_, reason) in cooling.items()},
+            cooling_until={key: until for key, (until, _) in cooling.items()},
             outstanding=dict(zip(engines, outstanding, strict=True)),
             gpus=self._gpus_of(gpus, time.time()),
         )
@@ -252,13 +282,14 @@ class Fleet:
             self._client.hdel(key, *dead)
         return tuple(record for record, flag in zip(records, flags, strict=True) if flag is not None)
 
-    def _cooling(self, circuits: dict[bytes, bytes]) -> dict[tuple[str, str], str]:
+    def _cooling(self, circuits: dict[bytes, bytes]) -> dict[tuple[str, str], tuple[float, str]]:
+        """Until when each engine and model is passed over, and why."""
         cooling, over, now_s = {}, [], time.time()
         for name, raw in circuits.items():
             entry = msgspec.json.decode(raw)
             engine, model = name.decode().split("\t", 1)
             if entry["until"] > now_s:
-                cooling[engine, model] = entry["reason"]
+                cooling[engine, model] = (float(entry["until"]), str(entry["reason"]))
             else:
                 over.append(name)
         if over:

@@ -51,11 +51,16 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     limits: TenantLimits = NO_LIMITS
     name: str = ""
     """What the key is for."""
+    operator: bool = False
+    """Whether its holder runs the installation: sees all of it in the console, and may replay and purge dead letters.
+    Requests and results of other tenants stay closed to the API."""
     created_at: float = 0.0
     """Wall-clock seconds since the epoch."""
 
 
-def new_key(tenant: str, limits: TenantLimits | None = None, name: str = "") -> tuple[str, KeyRecord]:
+def new_key(
+    tenant: str, limits: TenantLimits | None = None, name: str = "", *, operator: bool = False
+) -> tuple[str, KeyRecord]:
     """A new key and its record.
 
     Raises:
@@ -64,8 +69,9 @@ def new_key(tenant: str, limits: TenantLimits | None = None, name: str = "") -> 
     key_id = secrets.token_hex(6)
     key = f"muai_{key_id}_{secrets.token_urlsafe(32)}"
     fields = {"id": key_id, "digest": _digest(key), "tenant": tenant, "name": name, "created_at": time.time()}
+    more = {"limits": msgspec.to_builtins(limits or TenantLimits()), "operator": operator}
     try:
-        record = msgspec.convert({**fields, "limits": msgspec.to_builtins(limits or TenantLimits())}, KeyRecord)
+        record = msgspec.convert({**fields, **more}, KeyRecord)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(
             f"{error}; a tenant has 1 to 64 letters, digits and . _ -, and limits are whole numbers above 0"

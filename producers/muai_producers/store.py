@@ -62,6 +62,8 @@ class StoreKeys:
         self.gpus = f"{prefix}:gpus"
         self.circuits = f"{prefix}:circuits"
         self.dead = f"{prefix}:dead"
+        self.recent = f"{prefix}:recent"
+        """List of the last that were answered; with a colon and a tenant's name, of that tenant alone."""
         self.webhooks = f"{prefix}:webhooks"
         self.webhooks_due = f"{prefix}:webhooks:due"
         self.revoked_channel = f"{prefix}:revoked"
@@ -278,7 +280,8 @@ class Store:
         for answer in answers:
             args += (answer.request_id, answer.meta, answer.reply_to)
         keys = self.keys
-        names = [keys.inflight, keys.load, keys.stats, keys.revoked_channel, keys.webhooks, keys.webhooks_due]
+        names = [keys.inflight, keys.load, keys.stats, keys.revoked_channel]
+        names += [keys.webhooks, keys.webhooks_due, keys.recent]
         written = self._answer(keys=names, args=args, client=pipeline)
         return [] if pipeline is not None else [bool(flag) for flag in written]
 

@@ -33,9 +33,10 @@ end
 _RELEASE = """
 local function add(tally, name, change) tally[name] = (tally[name] or 0) + change end
 local function release(inflight, load, ids)
-  local tally, hooks = {}, {}
+  local tally, hooks, entries = {}, {}, {}
   in_chunks(ids, function(first, last)
     for i, entry in ipairs(redis.call('HMGET', inflight, unpack(ids, first, last))) do
+      entries[first + i - 1] = entry
       if entry then
         local tenant, model, tokens, webhook = string.match(entry, '^(.-)\\t(.-)\\t(%d+)\\t%d+(.*)$')
         if webhook ~= '' then hooks[#hooks + 1] = {ids[first + i - 1], tenant .. webhook} end
@@ -49,7 +50,35 @@ local function release(inflight, load, ids)
   for name, change in pairs(tally) do
     if redis.call('HINCRBY', load, name, change) == 0 then redis.call('HDEL', load, name) end
   end
-  return hooks
+  return hooks, entries
+end
+"""
+# The last that were answered, of all tenants and of each, newest first, for whoever looks on: id, tenant, model, tokens
+# and time of admission, with tabs between. A call that answers many adds the last of them alone.
+_REMEMBER = """
+local RECENT, OF_ONE_CALL = 100, 16
+local function remember(recent, ids, entries, ttl)
+  local lines, by_tenant = {}, {}
+  for i = math.max(1, #ids - OF_ONE_CALL + 1), #ids do
+    local entry = entries[i] or ''
+    local tenant, rest = string.match(entry, '^([^\\t]*)(\\t[^\\t]*\\t%d+\\t%d+)')
+    local line = ids[i] .. '\\t' .. (tenant and tenant .. rest or '')
+    lines[#lines + 1] = line
+    if tenant then
+      local own = by_tenant[tenant]
+      if own then own[#own + 1] = line else by_tenant[tenant] = {line} end
+    end
+  end
+  local function push(list, of)
+    if redis.call('LPUSH', list, unpack(of)) > RECENT + OF_ONE_CALL then
+      redis.call('LTRIM', list, 0, RECENT - 1)
+    end
+  end
+  if #lines > 0 then push(recent, lines) end
+  for tenant, own in pairs(by_tenant) do
+    push(recent .. ':' .. tenant, own)
+    redis.call('EXPIRE', recent .. ':' .. tenant, ttl)
+  end
 end
 """
 
@@ -131,12 +160,13 @@ return {'ok', ARGV[6]}
 """
 )
 
-# KEYS: inflight, load, stats, revoked channel. ARGV: ttl_s, then three per request: id, encoded meta, reply channel
-# ('' for none). Whoever waits for one request with Celery's AsyncResult is subscribed to its key; nobody else is told
-# of it. Workers are told of what was cancelled, for they may be running it.
+# KEYS: inflight, load, stats, revoked channel, webhooks, webhooks due, recent. ARGV: ttl_s, then three per request: id,
+# encoded meta, reply channel ('' for none). Whoever waits for one request with Celery's AsyncResult is subscribed to
+# its key; nobody else is told of it. Workers are told of what was cancelled, for they may be running it.
 ANSWER = (
     _IS_TERMINAL
     + _RELEASE
+    + _REMEMBER
     + """
 local ttl, ids, keys = ARGV[1], {}, {}
 for i = 2, #ARGV, 3 do
@@ -162,7 +192,9 @@ for i, id in ipairs(ids) do
     end
   end
 end
-for _, hook in ipairs(release(KEYS[1], KEYS[2], done)) do
+local hooks, entries = release(KEYS[1], KEYS[2], done)
+remember(KEYS[7], done, entries, ttl)
+for _, hook in ipairs(hooks) do
   redis.call('HSET', KEYS[5], hook[1], hook[2])
   redis.call('ZADD', KEYS[6], 0, hook[1])
 end

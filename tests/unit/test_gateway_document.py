@@ -13,6 +13,7 @@ from muai_config import build_settings
 from muai_producers.gateway import openapi_batches, openapi_files
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
+from muai_producers.gateway.console import document as console_document
 from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.openai_api import document as openai_document
@@ -27,6 +28,7 @@ KINDS = (
     *(WorkflowBody, WorkflowList, WorkflowReceipt),
     *openapi_files.TYPES,
     *openapi_batches.TYPES,
+    *console_document.TYPES,
 )
 TYPES = {kind.__name__: kind for kind in (*KINDS, *openai_document.ANSWERS)}
 BODIES = {kind.__name__: kind for kind in openai_document.BODIES}

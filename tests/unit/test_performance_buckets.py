@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -32,7 +33,7 @@ def test_given_any_window_and_any_lag_of_the_roll_up_then_each_moment_is_told_at
         level.size_s: int(NOW_S // level.size_s - lag) * level.size_s for level, lag in zip(ALL[1:], lags, strict=True)
     }
     found = spans(NOW_S - window_s, NOW_S, made, ALL)
-    for earlier, later in zip(found, found[1:], strict=False):
+    for earlier, later in itertools.pairwise(found):
         assert earlier.end_s <= later.start_s
         assert earlier.size_s >= later.size_s
     assert all((span.end_s - span.start_s) % span.size_s == 0 and span.start_s % span.size_s == 0 for span in found)
@@ -58,7 +59,7 @@ def test_given_roll_ups_at_any_pauses_then_every_finished_bucket_is_made(pauses_
     first_s = now_s = NOW_S
     for pause_s in pauses_s:
         now_s += pause_s
-        for below, level in zip(ALL, ALL[1:], strict=False):
+        for below, level in itertools.pairwise(ALL):
             starts = to_make(level, below, made, now_s)
             if starts:
                 covered[level.size_s].update(starts)

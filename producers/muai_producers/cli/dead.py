@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,9 +16,7 @@ from muai_producers.cli.invocation import Invocation, pass_invocation
 if TYPE_CHECKING:
     from muai_producers.client import InferenceClient
     from muai_producers.dead_letters import DeadLetter, DeadLetters
-    from muai_producers.wire import InferenceRequest
 
-REPLAYS = uuid.UUID("6f3a6f0c-8c1b-5d0e-9a53-2f1f6b0f7d11")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 
 
@@ -107,6 +104,8 @@ def show(invocation: Invocation, entry: str) -> None:
 @pass_invocation
 def replay(invocation: Invocation, entries: tuple[str, ...], everything: bool) -> None:
     """Submit requests again under new ids; an entry goes once its request is accepted."""
+    from muai_producers.dead_letters import replayed
+
     _refuse_unclear(entries, everything)
     unreadable = 0
     with _letters(invocation) as (client, letters):
@@ -124,26 +123,6 @@ def replay(invocation: Invocation, entries: tuple[str, ...], everything: bool) -
             click.echo(f"{letter.request_id} → {new_id}")
     if unreadable:
         click.get_current_context().exit(1)
-
-
-def replayed(entry_id: str, request: InferenceRequest, deadline_s: float | None, now_s: float) -> InferenceRequest:
-    """The request to submit for a dead letter.
-
-    Its id follows from the entry's: a replay that is cut off between acceptance and the entry's removal, and then
-    done again, submits the same request, not a second one. What belonged to the first sending alone (deadline,
-    idempotency key, reply channel, trace) is left out.
-    """
-    import msgspec
-
-    return msgspec.structs.replace(
-        request,
-        id=str(uuid.uuid5(REPLAYS, f"{request.id} {entry_id}")),
-        deadline=None if deadline_s is None else now_s + deadline_s,
-        idempotency_key=None,
-        reply_to=None,
-        trace={},
-        submitted_at=now_s,
-    )
 
 
 @dead.command()

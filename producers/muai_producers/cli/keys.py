@@ -32,6 +32,11 @@ def _keys(client: InferenceClient) -> Keys:
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens in flight.")
 @click.option("--requests-per-minute", type=click.IntRange(1, 10_000_000), help="Most requests in a minute.")
 @click.option(
+    "--operator",
+    is_flag=True,
+    help="For whoever runs the installation: the console shows all of it, and replays and purges dead letters.",
+)
+@click.option(
     "--print-record", is_flag=True, help="Store nothing: print the record, a line for gateway.keys_file, instead."
 )
 @pass_invocation
@@ -42,6 +47,7 @@ def create(
     max_requests: int | None,
     max_tokens: int | None,
     requests_per_minute: int | None,
+    operator: bool,
     print_record: bool,
 ) -> None:
     """Make a key and print it, this once: only its hash is kept."""
@@ -50,7 +56,7 @@ def create(
     from muai_producers.keys import TenantLimits, new_key
 
     limits = TenantLimits(max_requests=max_requests, max_tokens=max_tokens, requests_per_minute=requests_per_minute)
-    key, record = new_key(tenant, limits, name)
+    key, record = new_key(tenant, limits, name, operator=operator)
     if not print_record:
         with invocation.client() as client:
             _keys(client).add(record)
@@ -95,7 +101,8 @@ def _print_table(records: list[KeyRecord]) -> None:
     for record in records:
         made = datetime.fromtimestamp(record.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         limits = _plain(record).get("limits", {})
-        shown = ", ".join(f"{name} {value}" for name, value in limits.items()) or "-"
+        marks = [f"{name} {value}" for name, value in limits.items()] + (["operator"] if record.operator else [])
+        shown = ", ".join(marks) or "-"
         table.add_row(record.id, record.tenant, record.name, made, shown)
     Console().print(table)
 

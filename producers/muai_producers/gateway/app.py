@@ -22,6 +22,7 @@ from muai_producers.gateway import openapi, openapi_batches, openapi_files, open
 from muai_producers.gateway.admission import Admission
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
+from muai_producers.gateway.console.console import Console
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
 from muai_producers.gateway.failures import answer_http_error, answer_muai_error
@@ -31,6 +32,7 @@ from muai_producers.gateway.openai_api.failures import OpenAIErrors
 from muai_producers.gateway.openai_api.routes import OpenAIRoutes
 from muai_producers.gateway.results import ResultHub
 from muai_producers.gateway.routes import Routes
+from muai_producers.gateway.sessions import Sessions
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.watch_routes import WatchRoutes
@@ -71,6 +73,7 @@ class Gateway:
             self._executor,
             required=gateway.require_keys,
             cache_s=gateway.key_cache_s,
+            sessions=Sessions(store, gateway.console.session_s) if gateway.console.enabled else None,
         )
         self.routes = Routes(
             settings, store, self.hub, admission, self._observer, self.drain, self.doorkeeper, self._executor
@@ -85,6 +88,9 @@ class Gateway:
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
         self.watch_routes = WatchRoutes(settings, store, self._executor)
+        self.console = Console(
+            settings, _version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
+        )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
     def _submit(self, requests: Sequence[InferenceRequest], limits: Limits) -> list[str]:
@@ -106,6 +112,7 @@ class Gateway:
         self.hub.close()
         self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self.console.close()
         self._observer.close()
         self._listener_client.close()
         self._stream_client.close()
@@ -140,11 +147,16 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
     gateway.watch_routes.register(app)
+    gateway.console.register(app)
     app.add_middleware(
-        Edge, drain=gateway.drain, doorkeeper=gateway.doorkeeper, always_open=gateway.always_open, public=PUBLIC
+        Edge,
+        drain=gateway.drain,
+        doorkeeper=gateway.doorkeeper,
+        always_open=gateway.always_open,
+        public=PUBLIC | gateway.console.public,
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES)
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES, *gateway.console.types)
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 

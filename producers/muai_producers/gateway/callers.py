@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from muai_producers.errors import BrokerError, CapacityError
 from muai_producers.gateway.coalescing import Coalescer
 from muai_producers.gateway.failures import UnauthorizedError
+from muai_producers.gateway.sessions import Sessions, spoken_for
 from muai_producers.keys import NO_LIMITS, KeyRecord, Keys, TenantLimits, id_of, matches
 from muai_producers.rates import Charge, Rates
 
@@ -35,6 +37,8 @@ class Caller:
 
     tenant: str = DEFAULT_TENANT
     limits: TenantLimits = NO_LIMITS
+    is_operator: bool = False
+    """Whether the console shows and does for it what concerns the whole installation."""
     is_confined: bool = False
     """Whether other tenants' requests do not exist for this one. Without keys everybody is the same caller."""
 
@@ -43,7 +47,7 @@ class Caller:
         return not self.is_confined or tenant == self.tenant
 
 
-ANYBODY = Caller()
+ANYBODY = Caller(is_operator=True)
 
 
 def caller_of(request: Request) -> Caller:
@@ -58,21 +62,33 @@ class Doorkeeper:
     What is known of a key is used for `cache_s`, so that the state store is not asked for each request.
 
     Args:
+        sessions: the console's, each of which stands for a key; None: there is no console.
         required: whether a key is needed; if not, keys are not even looked at: clients of other makes send some
             always.
     """
 
-    def __init__(self, keys: Keys, rates: Rates, executor: Executor, *, required: bool, cache_s: float) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        rates: Rates,
+        executor: Executor,
+        *,
+        required: bool,
+        cache_s: float,
+        sessions: Sessions | None = None,
+    ) -> None:
         self._keys = keys
         self._rates = rates
         self._required = required
         self._cache_s = cache_s
+        self._sessions = sessions
+        self._executor = executor
         self._known: dict[str, tuple[float, KeyRecord | None]] = {}
         self._lookups: Coalescer[str, KeyRecord | None] = Coalescer(self._find, executor, max_items=500)
         self._charges: Coalescer[Charge, float] = Coalescer(self._take, executor, max_items=500)
 
     async def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-        """Who sends these headers.
+        """Who sends these headers: by a key, or by a session of the console's with its page's token beside it.
 
         Raises:
             UnauthorizedError: no key, or none that is known.
@@ -80,14 +96,47 @@ class Doorkeeper:
         """
         if not self._required:
             return ANYBODY
+        headers = tuple(headers)
         key = _presented(headers)
+        if key is None and self._sessions is not None and (session := spoken_for(headers)) is not None:
+            return await self.of_session(session)
         if key is None:
             raise UnauthorizedError("an API key is needed: send Authorization: Bearer KEY, or X-API-Key: KEY")
+        return _caller(await self.key(key))
+
+    @property
+    def required(self) -> bool:
+        """Whether a key is needed."""
+        return self._required
+
+    async def key(self, key: str) -> KeyRecord:
+        """The record of a key.
+
+        Raises:
+            UnauthorizedError: it is not known.
+            BrokerError: the state store does not answer.
+        """
         key_id = id_of(key)
         record = None if key_id is None else await self._record(key_id)
         if record is None or not matches(record, key):
             raise UnauthorizedError("this API key is not known: it was mistyped, or has been revoked")
-        return Caller(record.tenant, record.limits, is_confined=True)
+        return record
+
+    async def of_session(self, session: str) -> Caller:
+        """Who has the session.
+
+        Raises:
+            UnauthorizedError: it has ended, or its key has been revoked.
+            BrokerError: the state store does not answer.
+        """
+        if self._sessions is None:
+            raise UnauthorizedError("there is no console, so there are no sessions of it")
+        loop, sessions = asyncio.get_running_loop(), self._sessions
+        key_id = await loop.run_in_executor(self._executor, lambda: _asking(sessions.key_ids, [session])[0])
+        record = None if key_id is None else await self._record(key_id)
+        if record is None:
+            raise UnauthorizedError("the session has ended; sign in again")
+        return _caller(record)
 
     async def charge(self, caller: Caller, num_requests: int = 1) -> None:
         """Count requests against the caller's requests per minute.
@@ -121,6 +170,10 @@ class Doorkeeper:
 
     def _take(self, charges: Sequence[Charge]) -> list[float]:
         return _asking(self._rates.take, charges)
+
+
+def _caller(record: KeyRecord) -> Caller:
+    return Caller(record.tenant, record.limits, is_operator=record.operator, is_confined=True)
 
 
 def _asking(ask: Any, items: Sequence[Any]) -> list[Any]:

@@ -34,6 +34,13 @@ class UnauthorizedError(RequestError):
     http_status = 401
 
 
+class ForbiddenError(RequestError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
+    http_status = 403
+
+
 class MethodNotAllowedError(RequestError):
     """The path does not know this method."""
 

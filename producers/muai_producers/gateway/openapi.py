@@ -26,6 +26,8 @@ SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as `muai keys create` prints it."},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
 }
+OPEN = frozenset({"health", "readiness", "index"})
+"""Operations that need no key."""
 EXAMPLE_ID = "5f0c2a8e-6a2b-4c1d-9e3f-7b8a9c0d1e2f"
 _RECEIPT = {
     "id": EXAMPLE_ID,
@@ -133,8 +135,8 @@ _MANY_BODIES = {
 }
 _ERRORS = {
     400: ("The request is wrong; `details.field` names the field.", "invalid_request", "priority: Expected `int` <= 9"),
+    403: ("Not with this key.", "forbidden", "this needs an operator's key"),
     401: ("No API key, or none that is known.", "unauthorized", "an API key is needed: send Authorization: Bearer KEY"),
-    403: ("The caller is known, and may not do this.", "forbidden", "this is for operators"),
     404: ("There is no such thing.", "request_not_found", f"no request {EXAMPLE_ID!r} is known"),
     408: ("The body did not arrive in time.", "body_timeout", "the body did not arrive within 30 s"),
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
@@ -214,7 +216,7 @@ def _error(status: int) -> dict[str, Any]:
 
 def _always(name: str, errors: tuple[int, ...]) -> tuple[int, ...]:
     """The errors of an operation, with those that every one has."""
-    return (*errors, 400, 500) if name in ("health", "readiness") else (400, 401, *errors, 500, 503)
+    return (*errors, 400, 500) if name in OPEN else (400, 401, *errors, 500, 503)
 
 
 def operation(
@@ -223,7 +225,7 @@ def operation(
     """Keyword arguments of FastAPI's route decorators."""
     answers = {**responses, **{status: _error(status) for status in _always(name, errors)}}
     status, *_ = responses
-    is_open = name in ("health", "readiness")
+    is_open = name in OPEN
     return {
         "operation_id": name,
         "summary": summary,
@@ -380,7 +382,7 @@ def document(app: FastAPI, more_types: tuple[type, ...] = ()) -> dict[str, Any]:
             "anyOf": [{"$ref": "#/components/schemas/InferenceResult"}, {"type": "null"}]
         }
         for route in app.routes:
-            if isinstance(route, APIRoute) and route.methods:
+            if isinstance(route, APIRoute) and route.methods and route.include_in_schema:
                 operation = made["paths"][route.path_format][min(route.methods).lower()]
                 # As they were given: FastAPI leaves out what is null, in the examples too.
                 operation["responses"] = {str(status): answer for status, answer in route.responses.items()}

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from muai_config.queues import ENGINE_QUEUES, REQUEST_QUEUES
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet
+from muai_producers.queue_depths import queue_reader
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EVERY_S = 0.5
-SHOWN_QUEUES = (*REQUEST_QUEUES, *ENGINE_QUEUES)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Observer:
         self._settings = settings
         self._client = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
-        self._broker = _queue_reader(settings)
+        self._broker = queue_reader(settings)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._observe, name="muai-observe", daemon=True)
 
@@ -59,6 +58,7 @@ class Observer:
         self._stopped.set()
         self._thread.join(timeout=5.0)
         self._client.close()
+        self._broker.close()
 
     def _observe(self) -> None:
         while not self._stopped.wait(EVERY_S):
@@ -75,38 +75,5 @@ class Observer:
             in_flight=self._store.in_flight(),
             answered=None if answered is None else int(answered),
             ready_workers=frozenset(worker.name.partition("@")[0] for worker in Fleet(self._store).view(()).workers),
-            depth_by_queue={queue: depth for queue, depth in self._broker.depths().items() if depth},
+            depth_by_queue={queue: depth.messages for queue, depth in self._broker.depths().items() if depth.messages},
         )
-
-
-class _RedisQueues:
-    def __init__(self, url: str) -> None:
-        self._client = state_client(url, timeout_s=2.0)
-
-    def depths(self) -> dict[str, int]:
-        pipe = self._client.pipeline(transaction=False)
-        for queue in SHOWN_QUEUES:
-            pipe.llen(queue)
-        return dict(zip(SHOWN_QUEUES, pipe.execute(), strict=True))
-
-
-class _AmqpQueues:
-    def __init__(self, url: str) -> None:
-        from kombu import Connection
-
-        self._connection = Connection(url, connect_timeout=2)
-
-    def depths(self) -> dict[str, int]:
-        found = {}
-        for queue in SHOWN_QUEUES:
-            channel: Any = self._connection.default_channel
-            try:
-                found[queue] = channel.queue_declare(queue, passive=True).message_count
-            except self._connection.channel_errors:
-                found[queue] = 0  # nobody has declared it yet
-        return found
-
-
-def _queue_reader(settings: Settings) -> _RedisQueues | _AmqpQueues:
-    url = settings.queue.broker_url
-    return _RedisQueues(url) if settings.queue.broker_is_redis else _AmqpQueues(url)
