@@ -18,7 +18,7 @@ ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conve
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-engines check format chaos bench docs clean
+.PHONY: help demo up test test-fast test-engines test-load check format chaos bench docs clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test: $(VENV)/.dev ## Run every test (RabbitMQ's are skipped where there is none
 
 test-fast: $(VENV)/.dev ## Run the tests that need no server and no model
 	$(BIN)/python -m pytest -q -n auto $(PARALLEL)
+
+test-load: $(VENV)/.dev ## Batches of 50,000 lines, rolling restarts, 1,000 readers, 10,000 generated calls; wants an idle machine
+	MUAI_TEST_LOAD=long MUAI_TEST_SCHEMA_CALLS=10000 $(BIN)/python -m pytest -q -s \
+		tests/integration/test_batch_load.py tests/integration/test_gateway_load.py tests/integration/test_gateway_schema.py
 
 test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try every engine with real models
 	$(BIN)/python workers/environments/build.py $(OWN_ENVIRONMENTS)

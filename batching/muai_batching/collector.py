@@ -256,7 +256,7 @@ class Collector:
             self._foreign += left
 
     def _send_due(self) -> bool:
-        """Send what may be sent now; True when there is more than one turn's worth."""
+        """Send what may be sent now; True when there may be more to send at once."""
         now_s = self._monotonic_s()
         due: list[tuple[Batch, Formed]] = []
         while len(due) < MAX_BATCHES_PER_TICK:
@@ -268,11 +268,12 @@ class Collector:
                 batch = self._batch(formed)
                 due.append((batch, formed))
                 self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + 1
-        if due:
-            self._send(due)
-        return len(due) >= MAX_BATCHES_PER_TICK
+        # What was lost leaves its slots free: others take its place at once.
+        has_lost = bool(due) and self._send(due)
+        return len(due) >= MAX_BATCHES_PER_TICK or has_lost
 
-    def _send(self, due: list[tuple[Batch, Formed]]) -> None:
+    def _send(self, due: list[tuple[Batch, Formed]]) -> bool:
+        """Send batches; True when some of their requests were no longer this collector's."""
         try:
             self._mark_batched([batch for batch, _ in due])
             sent = self._dispatcher.send([(batch, [item.handle for item in formed.items]) for batch, formed in due])
@@ -291,6 +292,17 @@ class Collector:
                 self._put_back(formed, outcome.lost)
             elif outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
+        has_lost = any(outcome.lost for outcome in sent)
+        if has_lost:
+            self._let_go_of_lost()
+        return has_lost
+
+    def _let_go_of_lost(self) -> None:
+        """Forget what others have now. A collector that was given up has lost all that it held, not one batch of it."""
+        held = self._dispatcher.is_held
+        gone = self.assembler.discard(lambda item: not held(item.handle))
+        if gone:
+            log.warning("%d more of the requests held here went to another collector", len(gone))
 
     def _put_back(self, formed: Formed, lost: frozenset[Any]) -> None:
         for item in formed.items:

@@ -65,6 +65,10 @@ class Dispatcher(Protocol):
         """Acknowledge messages whose requests have been answered."""
         ...
 
+    def is_held(self, handle: Handle) -> bool:
+        """Whether the message is still this collector's, as far as this process knows. Asks nobody."""
+        ...
+
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         """Move requests to other queues; returns those that could not be moved."""
         ...
@@ -107,6 +111,10 @@ class RedisDispatcher:
         """See `Dispatcher.drop`."""
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
+
+    def is_held(self, handle: Handle) -> bool:
+        """See `Dispatcher.is_held`."""
+        return handle.tag in handle.channel.holder.tags
 
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         """See `Dispatcher.pass_on`. What is no longer this collector's stays where it went."""
@@ -204,6 +212,10 @@ class ConfirmingDispatcher:
         """See `Dispatcher.drop`."""
         for handle in handles:
             handle.channel.basic_ack(handle.tag)
+
+    def is_held(self, handle: Handle) -> bool:
+        """See `Dispatcher.is_held`. A broker takes messages back with their channel, and all of them."""
+        return True
 
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         """See `Dispatcher.pass_on`.

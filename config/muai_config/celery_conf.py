@@ -65,6 +65,7 @@ def _broker(settings: Settings) -> dict[str, Any]:
     if not queue.broker_is_redis:
         return {
             "broker_url": url,
+            "broker_transport": "muai_batching.amqp:Transport",
             "broker_transport_options": {
                 "confirm_publish": True,
                 # Celery waits for confirmations, of its own events too, on the thread that does all the rest.

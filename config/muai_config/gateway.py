@@ -134,6 +134,15 @@ class BatchSettings(Section):
         describe="Requests of one batch that are in the queue at once. More fill larger batches at the engines, and "
         "make other requests wait longer behind what is running.",
     )
+    busy_share: float = setting(
+        0.2,
+        gt=0.0,
+        le=1.0,
+        unit="fraction of the time",
+        example=0.5,
+        describe="How much of the time batches' requests may keep an engine while other requests come in. While none "
+        "do, they may have it all.",
+    )
     max_open_per_tenant: int = setting(
         100, ge=1, le=100_000, unit="batches", example=10, describe="Batches of one tenant that are not finished."
     )

@@ -24,6 +24,8 @@ from muai_producers.store import SUCCESS
 
 RESUME_LIMIT_S = 15.0
 ANSWER_LIMIT_S = 60.0
+SLOWEST_PER_S = 200
+"""Requests that a busy machine still answers each second; how soon work resumes is judged by the pause alone."""
 LATENCY = {"latency_per_request_ms": 1.0, "latency_per_batch_ms": 30.0}
 
 
@@ -165,7 +167,8 @@ class Stack:
 
     def await_share(self, load: Load, share: float) -> None:
         """Wait until that share of the load is answered."""
-        self.witness.wait_for(load.ids, max(1, int(len(load.ids) * share)), ANSWER_LIMIT_S)
+        limit_s = ANSWER_LIMIT_S + len(load.ids) / SLOWEST_PER_S
+        self.witness.wait_for(load.ids, max(1, int(len(load.ids) * share)), limit_s)
 
     def signal(self, load: Load, number: signal.Signals, *names: str) -> None:
         """A signal to processes, to all at the same moment."""

@@ -89,7 +89,11 @@ def test_given_requests_in_flight_when_the_collectors_clock_jumps_back_then_each
     stack: Stack, tmp_path: Path
 ) -> None:
     clock = tmp_path / "clock"
-    faketime = {"FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_TIMESTAMP_FILE": str(clock)}
+    faketime = {
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+    }
     jump(stack, clock, "collector", -3600, LD_PRELOAD=faketime_library(), **faketime)
     stack.restart("collector", LD_PRELOAD="")
 

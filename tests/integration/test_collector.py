@@ -53,6 +53,9 @@ class Broker:
     def drop(self, handles: Sequence[Handle]) -> None:
         self.dropped += [handle.tag for handle in handles]
 
+    def is_held(self, handle: Handle) -> bool:
+        return handle.tag not in self.lost
+
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         if self.down:
             raise RedisConnectionError("gone")
@@ -234,6 +237,18 @@ def test_given_lost_claims_then_the_batch_is_not_sent_and_the_rest_goes_again(be
     bench.collector.tick()
     bench.collector.tick()
     assert [batch_ids(batch) for batch in bench.broker.sent] == [["kept"]]
+
+
+def test_given_a_collector_that_was_given_up_then_one_refused_batch_ends_all_that_it_held(bench: Bench) -> None:
+    bench.fleet("onnx")
+    bench.broker.lost = {bench.receive(f"gone {number}") for number in range(100)}
+    kept = bench.receive("kept")
+    delay_s = bench.collector.tick()
+    assert delay_s == 0.0, "the slots that stayed free are filled at once"
+    assert bench.collector.assembler.num_requests == (0 if bench.broker.sent else 1), "only what is held is left"
+    bench.collector.tick()
+    assert [batch_ids(batch) for batch in bench.broker.sent] == [["kept"]]
+    assert kept not in bench.broker.lost
 
 
 def test_given_the_broker_is_away_then_everything_is_held_and_sent_when_it_is_back(bench: Bench) -> None:

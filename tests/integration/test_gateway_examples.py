@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import runpy
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -73,3 +74,35 @@ def test_given_the_fastapi_example_then_one_request_submits_and_another_polls(st
             assert unfinished.json()["state"] in ("PENDING", "RECEIVED")
 
     asyncio.run(scenario())
+
+
+def test_given_the_flask_example_then_one_request_submits_and_another_polls(stack: GatewayStack) -> None:
+    app = load("flask_app").create_app()
+    with app.test_client() as http, app.extensions["inference"]:
+        submitted = http.post("/sentences", data={"sentence": "hello", "model": "noop"})
+        assert submitted.status_code == 202
+        polled = http.get(f"/sentences/{submitted.json['id']}", query_string={"wait_s": 20}).json
+        assert polled["state"] == "SUCCESS"
+        assert "labels" in polled["outputs"]
+        parked = http.post("/sentences", data={"sentence": "hello", "model": "parked"}).json["id"]
+        assert http.get(f"/sentences/{parked}").json["state"] in ("PENDING", "RECEIVED")
+        wrong = http.get(f"/sentences/{parked}", query_string={"wait_s": 99})
+        assert (wrong.status_code, wrong.json["code"]) == (400, "invalid_request")
+
+
+def test_given_the_django_example_then_one_request_submits_and_another_polls(stack: GatewayStack) -> None:
+    example = load("django_app")
+    sys.modules["django_app"] = example  # by which name its own ROOT_URLCONF finds it
+    from django.test import Client
+
+    http = Client()
+    with example.inference():
+        submitted = http.post("/sentences", {"sentence": "hello", "model": "noop"})
+        assert submitted.status_code == 202
+        polled = http.get(f"/sentences/{submitted.json()['id']}", {"wait_s": 20}).json()
+        assert polled["state"] == "SUCCESS"
+        assert "labels" in polled["outputs"]
+        parked = http.post("/sentences", {"sentence": "hello", "model": "parked"}).json()["id"]
+        assert http.get(f"/sentences/{parked}").json()["state"] in ("PENDING", "RECEIVED")
+        wrong = http.get(f"/sentences/{parked}", {"wait_s": "soon"})
+        assert (wrong.status_code, wrong.json()["code"]) == (400, "invalid_request")

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.gateway_support import gateway_stack
-from tests.transport_support import ROOT
+from tests.node_support import node_script
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
-CLIENTS = ROOT / "tests" / "clients"
-OLDEST_NODE = 18
-INSTALL_LIMIT_S = 120
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The script beside an installed client; skips where that cannot be had."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not there (Debian: apt install nodejs npm)")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").partition(".")[0]) < OLDEST_NODE:
-        pytest.skip(f"node is {version}, the client wants {OLDEST_NODE}")
-    if (CLIENTS / "node_modules" / "openai").is_dir():
-        return CLIENTS / "openai.mjs"
-    folder = tmp_path_factory.mktemp("clients")
-    for name in ("package.json", "package-lock.json", "openai.mjs"):
-        shutil.copy(CLIENTS / name, folder)
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not install the client within {INSTALL_LIMIT_S} s")
-    if done.returncode:
-        pytest.skip(f"npm cannot install the client: {done.stderr.strip()[-300:]}")
-    return folder / "openai.mjs"
+    return node_script(tmp_path_factory, "openai.mjs")
 
 
 def test_given_the_javascript_client_then_answers_streams_embeddings_models_and_errors_are_as_it_expects(

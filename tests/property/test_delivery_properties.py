@@ -94,6 +94,9 @@ class World:
         for handle in handles:
             self.claims.pop(handle.tag, None)
 
+    def is_held(self, handle: Handle) -> bool:
+        return handle.tag in self.claims
+
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         raise AssertionError("the only collector serves every shard")
 

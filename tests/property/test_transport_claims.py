@@ -297,3 +297,24 @@ def test_given_claims_of_any_sizes_when_returned_then_the_old_order_is_kept(
     else:
         ledger.close(holder)
     assert client.lrange("q", 0, -1)[::-1] == [number for number in numbers if number not in done]
+
+
+@pytest.mark.parametrize("num_others", [0, 1, 400])
+def test_given_a_consumer_that_was_given_up_when_one_settlement_is_refused_then_it_holds_nothing_more(
+    server: OwnRedis, num_others: int
+) -> None:
+    client = server.client
+    client.flushdb()
+    client.lpush("q", *(str(number).encode() for number in range(1 + num_others)))
+    ledger = Ledger(ClaimStore(client, StateKeys("t")), TagSource())
+    holder = ledger.open(lambda: None)
+    claimed = ledger.claim(holder, ListOrder(["q"], 1), 1 + num_others)
+    assert ledger.store.condemn(ledger.consumer, 0)
+    ledger.store.reclaim(ledger.consumer)
+    (outcome,) = ledger.settle_many(holder, [([claimed.first], [("SET", "done", "1")])])
+    assert isinstance(outcome, LeaseLostError)
+    assert not holder.tags, "the rest would be tried one by one, each in vain"
+    assert client.llen("q") == 1 + num_others
+    again = ledger.claim(holder, ListOrder(["q"], 1), 1)
+    ledger.settle(holder, [again.first], [("SET", "done", "1")])
+    assert client.get("done") == b"1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -217,7 +218,15 @@ class Ledger:
             self._must_recover = True
             self._uncertain.update(tuple(item.tags) for item in wanted)
             outcomes = self.store.settle(self.consumer, wanted)
-        return [self._note(holder, item, outcome) for item, outcome in zip(wanted, outcomes, strict=True)]
+        noted = [self._note(holder, item, outcome) for item, outcome in zip(wanted, outcomes, strict=True)]
+        if any(isinstance(outcome, LeaseLostError) for outcome in noted):
+            self._look_whether_given_up()
+        return noted
+
+    def _look_whether_given_up(self) -> None:
+        """One lost claim may mean that all are: then nobody is to try them one by one."""
+        with contextlib.suppress(*CONNECTION_ERRORS):  # the next heartbeat will tell
+            self.beat()
 
     def _note(self, holder: Holder, item: Settlement, outcome: list[Any] | Exception) -> list[Any] | Exception:
         tags = tuple(item.tags)
@@ -288,12 +297,13 @@ class Ledger:
 
     def beat(self) -> dict[str, int]:
         """One heartbeat; returns everybody's counters."""
-        asked_s = self._clock()
+        asked_s, consumer = self._clock(), self.consumer
         try:
-            beats = self.store.beat(self.consumer)
+            beats = self.store.beat(consumer)
         except FencedError:
             with self._io_lock:
-                self._begin_new_life()
+                if self.consumer == consumer:  # else another thread has found out first
+                    self._begin_new_life()
             beats = {}
         self._known_alive_s = asked_s
         return beats

@@ -4,6 +4,7 @@ processes at one batch one finds out."""
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,11 +23,13 @@ redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 redis.call('SADD', KEYS[4], ARGV[1])
 return 'created'
 """
-# KEYS: as CREATE. ARGV: id, record, version read, seconds that an ended batch is kept ('' while it is open).
+# KEYS: as CREATE, then statistics. ARGV: id, record, version read, seconds that an ended batch is kept ('' while it is
+# open), requests in the queue, requests that have ended since the version read.
 SAVE = """
 if redis.call('HGET', KEYS[1], 'version') ~= ARGV[3] then return 0 end
-redis.call('HSET', KEYS[1], 'record', ARGV[2])
+redis.call('HSET', KEYS[1], 'record', ARGV[2], 'in_queue', ARGV[5])
 redis.call('HINCRBY', KEYS[1], 'version', 1)
+redis.call('HINCRBY', KEYS[5], 'batch_requests_ended', ARGV[6])
 if ARGV[4] ~= '' then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('SREM', KEYS[4], ARGV[1])
@@ -53,6 +56,17 @@ class Versioned(msgspec.Struct, frozen=True):
         return self.record.shown(self.cancelling_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests of batches' lines, and those of everybody else."""
+
+    own_in_queue: int
+    """Of lines, as far as records say."""
+    others_admitted: int
+    """Of everybody else, ever, about: what a runner that died in a step has sent is counted with them until its step is
+    done again."""
+
+
 class BatchStore:
     """The batches of an installation.
 
@@ -65,6 +79,7 @@ class BatchStore:
     def __init__(self, store: Store, keep_s: int) -> None:
         self._client: Any = store.client
         self._prefix = store.keys.prefix
+        self._inflight, self._stats = store.keys.inflight, store.keys.stats
         self._keep_s = keep_s
         self._open = f"{self._prefix}:batches-open"
         self._create = self._client.register_script(CREATE)
@@ -125,11 +140,27 @@ class BatchStore:
         """Whether the batch is not finished."""
         return self._client.zscore(self._open, batch_id) is not None
 
-    def save(self, record: BatchRecord, version: int) -> bool:
+    def save(self, record: BatchRecord, found: Versioned) -> bool:
         """Write a record over the version that was read; False when another has written since."""
         keep_s = self._keep_s if record.status in ENDED else ""
-        args = [record.id, msgspec.json.encode(record), version, keep_s]
-        return bool(self._save(keys=self._keys(record), args=args))
+        before, after = (
+            {one for line in each.open_lines for one in line.request_ids} for each in (found.record, record)
+        )
+        args = [record.id, msgspec.json.encode(record), found.version, keep_s, len(after), len(before - after)]
+        return bool(self._save(keys=[*self._keys(record), self._stats], args=args))
+
+    def traffic(self) -> Traffic:
+        """What is asked of the installation.
+
+        Every request was admitted, and is in flight or answered; those of lines are in a record, or have ended.
+        """
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hlen(self._inflight).hmget(self._stats, "answered", "batch_requests_ended")
+        for batch_id in self.open_ids():
+            pipe.hget(self._key(batch_id), "in_queue")
+        in_flight, (answered, ended), *queued = pipe.execute()
+        own = sum(int(one or 0) for one in queued)
+        return Traffic(own, in_flight + int(answered or 0) - int(ended or 0) - own)
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch to be cancelled; its runner does it."""

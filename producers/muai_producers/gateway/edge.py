@@ -57,7 +57,9 @@ class Edge:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [*message["headers"], *told]
+                # A connection that stays open is one whose next request meets a server that is gone.
+                parting = [(b"connection", b"close")] if self._drain.draining else []
+                message["headers"] = [*message["headers"], *told, *parting]
             await send(message)
 
         try:

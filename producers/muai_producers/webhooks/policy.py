@@ -56,8 +56,8 @@ class HookPolicy:
             raise _refused("webhooks are switched off here (gateway.webhooks.allowed_hosts is empty)")
         parts, port = _split(url)
         host = (parts.hostname or "").rstrip(".").lower()
-        if parts.scheme not in _PORTS or not host or not host.isascii():
-            raise _refused("webhook must be an https:// address with a host; other alphabets in punycode")
+        if parts.scheme not in _PORTS or not host or not url.isascii():
+            raise _refused("webhook must be an https:// address with a host, in ASCII: punycode and percent-encoding")
         if parts.scheme == "http" and not self._settings.allow_http:
             raise _refused("webhook must be an https:// address (gateway.webhooks.allow_http)")
         if parts.username is not None or parts.password is not None or parts.fragment:

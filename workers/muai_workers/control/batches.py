@@ -35,6 +35,7 @@ from muai_producers.files.shelf import FileShelf
 from muai_producers.gateway.submission import RequestBuilder
 from muai_producers.store import REVOKED, TERMINAL, Limits, Store, failure_answer, outcome_of
 from muai_producers.wire import InferenceRequest, InferenceResult
+from muai_workers.control.slack import Slack
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -89,6 +90,7 @@ class BatchRunner:
         self._shelf = FileShelf(store, folder, settings.gateway.files)
         self._folder = folder
         self.batches = BatchStore(store, settings.gateway.files.keep_s)
+        self._slack = Slack(self._settings.busy_share, self._settings.max_in_flight)
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
 
     def step(self, batch_id: str, now_s: float | None = None) -> bool:
@@ -99,7 +101,7 @@ class BatchRunner:
         after = self._after(found, time.time() if now_s is None else now_s)
         if after == found.record:
             return False
-        if not self.batches.save(after, found.version):
+        if not self.batches.save(after, found):
             log.info("batch %s: another process is at it", batch_id)
             return False
         if after.status != found.record.status:
@@ -186,6 +188,7 @@ class BatchRunner:
         """Answer the lines whose requests have all ended; submit again what was lost."""
         ids = [request_id for line in step.record.open_lines for request_id in line.request_ids]
         outcomes = self._outcomes(ids)
+        results: list[InferenceResult] = []
         for line in step.record.open_lines:
             own = [outcomes[request_id] for request_id in line.request_ids]
             if any(outcome == "lost" for outcome in own):
@@ -197,7 +200,9 @@ class BatchRunner:
             else:
                 body = read_line(step.read_again(line), step.record.body.endpoint).body
                 ended = [one for one in own if isinstance(one, InferenceResult | MuaiError)]
+                results += [one for one in ended if isinstance(one, InferenceResult)]
                 step.answer(*answered_line(step.record, line, body, ended, now_s))
+        self._slack.ended(results, time.monotonic())
 
     def _outcomes(self, ids: Sequence[str]) -> dict[str, InferenceResult | MuaiError | Literal["lost"] | None]:
         """How each request ended; None while it goes on, "lost" where nobody knows it any more.
@@ -233,7 +238,8 @@ class BatchRunner:
         """Submit lines while there is room; returns where the first stands that was not, and its number."""
         record = step.record
         offset, number = record.next_offset, record.next_line
-        room = self._settings.max_in_flight - sum(len(line.request_ids) for line in step.open_lines)
+        own = sum(len(line.request_ids) for line in step.open_lines)
+        room = self._room(own, sum(len(line.request_ids) for line in record.open_lines))
         for number_here, raw, end in self._raw_lines(step.input, offset, number):
             if raw.strip():
                 if room <= 0:
@@ -260,6 +266,12 @@ class BatchRunner:
                     )
             offset, number = end, number_here + 1
         return offset, number
+
+    def _room(self, own: int, own_before: int) -> int:
+        """Requests that a batch may add, of which `own` are in the queue, and were `own_before` when its step began."""
+        traffic, now_s = self.batches.traffic(), time.monotonic()
+        self._slack.saw(traffic.others_admitted, now_s)
+        return min(self._settings.max_in_flight - own, self._slack.room(traffic.own_in_queue - own_before + own, now_s))
 
     def _submit_line(self, record: BatchRecord, requests: Sequence[InferenceRequest]) -> bool:
         """Submit a line's requests; False when there is no room for all of them: those that were accepted are the same

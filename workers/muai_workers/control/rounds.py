@@ -24,7 +24,8 @@ class Rounds:
 
     Args:
         step: takes a step at one thing and says whether anything was done.
-        limit_s: a process that dies in a step keeps others from its thing for so long.
+        limit_s: a process that dies in a step keeps others from its thing for so long. A step that takes longer may
+            be taken by two; what they do must bear that.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Rounds:
         open_ids: Callable[[], Sequence[str]],
         step: Callable[[str], bool],
         *,
-        limit_s: float = 60.0,
+        limit_s: float = 10.0,
     ) -> None:
         self._client = client
         self._lock_prefix = lock_prefix
@@ -56,10 +57,11 @@ class Rounds:
             self._busy.release()
 
     def _run(self, until_s: float) -> int:
-        steps = 0
+        steps = num_rounds = 0
         while open_ids := self._open_ids():
-            moved = sum(self._one(open_id) for open_id in open_ids)
-            steps += moved
+            first = num_rounds % len(open_ids)  # where there is room for one alone, each is the first in turn
+            moved = sum(self._one(open_id) for open_id in (*open_ids[first:], *open_ids[:first]))
+            steps, num_rounds = steps + moved, num_rounds + 1
             if time.monotonic() >= until_s:
                 break
             if not moved:

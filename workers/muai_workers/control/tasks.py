@@ -21,6 +21,7 @@ from muai_workers.control.reaper import Reaper
 from muai_workers.control.rounds import Rounds
 from muai_workers.control.singleton import singleton
 from muai_workers.control.watching import register_watching
+from muai_workers.control.webhooks import WebhookSender, send_webhooks
 from muai_workers.control.workflow_tasks import register_workflows
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ REAP_TASK = "muai.control.reap"
 BATCHES_TASK = "muai.control.batches"
 BATCHES_EVERY_S = 1.0
 BATCHES_FOR_S = 10.0
+WEBHOOKS_TASK = "muai.control.webhooks"
+WEBHOOKS_EVERY_S = 1.0
+WEBHOOKS_FOR_S = 10.0
 SWEEP_TASK = "muai.control.sweep_files"
 SWEEP_EVERY_S = 3600.0
 
@@ -71,6 +75,15 @@ def _register_batches(app: Celery, settings: Settings) -> None:
             return expired + folder.sweep(lambda name: shelf.is_known(name) or runner.batches.is_open(name))
 
 
+def _register_webhooks(app: Celery, settings: Settings, store: Store) -> None:
+    sender = WebhookSender(settings, store)
+
+    @app.task(name=WEBHOOKS_TASK, ignore_result=True)
+    def webhooks() -> int:
+        """Post word of requests that have ended to whoever asked for it."""
+        return send_webhooks(sender, WEBHOOKS_FOR_S)
+
+
 def register(app: Celery, settings: Settings) -> None:
     """Give `app` the scheduled tasks, and the steps of workflows."""
     register_workflows(app, settings)
@@ -91,9 +104,11 @@ def register(app: Celery, settings: Settings) -> None:
         return found
 
     _register_batches(app, settings)
+    _register_webhooks(app, settings, store)
     app.conf.beat_schedule = {
         "reap": _every(REAP_TASK, REAP_EVERY_S),
         "batches": _every(BATCHES_TASK, BATCHES_EVERY_S),
+        "webhooks": _every(WEBHOOKS_TASK, WEBHOOKS_EVERY_S),
         "sweep-files": _every(SWEEP_TASK, SWEEP_EVERY_S),
         **register_watching(app, settings),
     }
