@@ -29,6 +29,10 @@ class Plan:
     arrivals: tuple[str, ...]
     queued: int
     """Requests queued for the figure on memory."""
+    onnx_pairs: int
+    onnx_s: float
+    chats: int
+    """Conversations whose later turns are timed."""
 
 
 FULL = Plan(
@@ -49,6 +53,9 @@ FULL = Plan(
     open_models=("noop", "minilm"),
     arrivals=("poisson", "gamma"),
     queued=1_000_000,
+    onnx_pairs=7,
+    onnx_s=6.0,
+    chats=5,
 )
 
 QUICK = Plan(
@@ -69,4 +76,7 @@ QUICK = Plan(
     open_models=("noop",),
     arrivals=("poisson",),
     queued=50_000,
+    onnx_pairs=2,
+    onnx_s=1.0,
+    chats=1,
 )

@@ -122,6 +122,10 @@ def wait_for(ready: Any, process: subprocess.Popen[Any], log: Path, limit_s: flo
         time.sleep(0.05)
 
 
+START_LIMIT_S = 300.0
+"""A driver may load a model, or convert it, before it is ready."""
+
+
 class Driver:
     """A process that reads one JSON command a line and answers each with one JSON line (see peers/driver.py)."""
 
@@ -137,7 +141,7 @@ class Driver:
                 cwd=cwd,
                 start_new_session=True,
             )
-        self.versions: dict[str, str] = self._answer(limit_s=60.0)["versions"]
+        self.versions: dict[str, str] = self._answer(START_LIMIT_S)["versions"]
 
     def __enter__(self) -> Driver:
         return self

@@ -1,4 +1,4 @@
-"""MuAI's PyTorch engine without any queue: texts sorted by length, in batches of BENCH_BATCH."""
+"""An engine of MuAI, BENCH_ENGINE, without any queue: texts sorted by length, in batches of BENCH_BATCH."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import driver
 
 from muai_config import load_settings
 from muai_producers.wire import InferenceRequest
-from muai_workers.engines.pytorch import PyTorchEngine
+from muai_workers.engines.registry import create_engine
 
 MODEL = os.environ["BENCH_MODEL"]
+ENGINE = os.environ.get("BENCH_ENGINE", "pytorch")
 BATCH = int(os.environ["BENCH_BATCH"])
 
 
@@ -20,7 +21,7 @@ class Producer:
     def __init__(self) -> None:
         settings = load_settings(Path(os.environ["BENCH_CONFIG"]))
         self.spec = settings.model(MODEL)
-        self.engine = PyTorchEngine(settings)
+        self.engine = create_engine(ENGINE, settings)
         self.engine.load(self.spec)
 
     def bulk(self, texts: Sequence[str]) -> None:
@@ -38,4 +39,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    driver.obey(Producer(), ("torch", "transformers"))
+    driver.obey(Producer(), ("torch", "transformers") if ENGINE == "pytorch" else ("onnxruntime",))

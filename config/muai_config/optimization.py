@@ -62,11 +62,24 @@ class DeepSpeedSettings(Section):
         1, ge=1, le=1024, unit="GPUs", example=2, describe="How many GPUs share each layer of a model."
     )
     pipeline_parallel: int = setting(
-        1, ge=1, le=1024, unit="stages", example=4, describe="How many stages the layers of a model are spread over."
+        1,
+        ge=1,
+        le=1024,
+        unit="stages",
+        example=1,
+        describe="How many stages the layers of a model are spread over. DeepSpeed has none for inference with keys "
+        "and values: with more than one the engine refuses its models and says so.",
     )
     dtype: Literal["fp16", "fp32", "bf16"] = setting("fp16", describe="Number format to compute in.", example="bf16")
     replace_with_kernel_inject: bool = setting(
-        True, describe="Whether DeepSpeed's own fused kernels take the place of the model's layers."
+        True,
+        describe="Whether DeepSpeed's own fused kernels take the place of the model's layers where they can: on a GPU, "
+        "for encoders and classifiers.",
+    )
+    zero_inference: Literal["auto", "never", "always"] = setting(
+        "auto",
+        describe="Whether weights lie in main memory and come to the GPU layer by layer; auto does it for models that "
+        "do not fit.",
     )
 
 
@@ -85,6 +98,14 @@ class OnnxSettings(Section):
     )
     enable_quantization: bool = setting(
         False, describe="Whether weights are stored as 8-bit integers: smaller, faster on a CPU, a little less exact."
+    )
+    quantized_min_cosine: float = setting(
+        0.97,
+        ge=-1.0,
+        le=1.0,
+        example=0.99,
+        describe="Least cosine between the outputs of the quantized model and the original; one that is further off is "
+        "not used, and the converted model with whole weights serves.",
     )
     cache_dir: FolderPath | None = setting(
         None,

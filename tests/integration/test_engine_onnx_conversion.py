@@ -6,6 +6,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 from tests import models
 
@@ -64,6 +65,43 @@ def test_a_conversion_is_used_again_until_something_changes(tmp_path: Path) -> N
     assert first.stat().st_mtime_ns == made_at_ns
     other = models.folder_spec("tiny-classifier", "embedding", models.classifier_folder())
     assert ONNXEngine(settings).convert_model(other) != first
+
+
+def test_a_quantized_model_that_is_too_far_off_gives_way_to_the_whole_one(tmp_path: Path) -> None:
+    options = {"enable_quantization": True, "quantized_min_cosine": 1.0, "cache_dir": str(tmp_path)}
+    engine = ONNXEngine(models.settings(onnx=options))
+    assert engine.convert_model(classifier()).name == "model.onnx"
+    (completion,) = engine.run(classifier(), "text-classification", [models.request("one", classifier(), OPINION)])
+    assert completion.output is not None
+    assert completion.output.extra["dtype"] == "fp32"
+    (reason,) = completion.output.extra["degradations"]
+    assert f"cosine of {completion.output.extra['quantized_cosine']:.4f}" in reason
+    assert 0.9 < completion.output.extra["quantized_cosine"] < 1.0
+
+
+def test_quantized_generation_says_how_exact_it_is(tmp_path: Path) -> None:
+    spec = models.folder_spec("tiny-causal", "text-generation", models.causal_folder())
+    options = {"enable_quantization": True, "quantized_min_cosine": 0.9, "cache_dir": str(tmp_path)}
+    engine = ONNXEngine(models.settings(onnx=options))
+    (completion,) = engine.run(spec, spec.task, [models.request("one", spec, "The train leaves the city")])
+    assert completion.output is not None
+    assert completion.output.extra["dtype"] == "int8"
+    assert 0.9 <= completion.output.extra["quantized_cosine"] < 1.0
+    assert completion.output.output_tokens > 1
+
+
+def test_what_runs_the_graph_is_told_and_what_is_absent_named() -> None:
+    wanted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    here = set(onnxruntime.get_available_providers())
+    absent = [provider for provider in wanted if provider not in here]
+    engine = ONNXEngine(models.settings(onnx={"execution_providers": wanted}))
+    availability = engine.availability()
+    assert availability.available
+    assert all(provider in availability.reason for provider in wanted)
+    (completion,) = engine.run(classifier(), "text-classification", [models.request("one", classifier(), OPINION)])
+    assert completion.output is not None
+    assert completion.output.extra["execution_provider"] not in absent
+    assert set(absent) <= set(completion.output.extra["absent_providers"])
 
 
 @pytest.mark.parametrize("level", ["none", "basic", "extended", "all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -59,6 +60,46 @@ def test_the_number_format_is_that_of_the_catalog_and_reported(engine: PyTorchEn
     assert output.extra["dtype"] == dtype
     assert engine.estimate_memory_bytes(spec) == pytest.approx(22.7e6 * (4 if dtype == "fp32" else 2), rel=0.01)
     engine.unload(spec.name)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_computed_as_configured_and_says_the_same(engine: PyTorchEngine, attention: str) -> None:
+    spec = models.folder_spec("tiny-causal", "text-generation", models.causal_folder())
+    other = PyTorchEngine(models.settings(pytorch={"attention": attention}))
+    prompts = ["The river", "Many small jobs are"]
+    ours = outputs(other, spec, prompts, max_tokens=12)
+    assert [one.outputs for one in ours] == [one.outputs for one in outputs(engine, spec, prompts, max_tokens=12)]
+    assert ours[0].extra["attention"] == attention
+
+
+def test_attention_whose_package_is_absent_is_a_load_error() -> None:
+    spec = models.folder_spec("tiny-causal", "text-generation", models.causal_folder())
+    with pytest.raises(ModelLoadError, match="FlashAttention2"):
+        PyTorchEngine(models.settings(pytorch={"attention": "flash_attention_2"})).load(spec)
+
+
+def test_a_model_whose_code_is_not_trusted_is_not_run(engine: PyTorchEngine, tmp_path: Path) -> None:
+    for file in models.classifier_folder().iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise SystemExit('this code ran')\n")
+    with pytest.raises(ModelLoadError):
+        engine.load(models.folder_spec("own", "text-classification", tmp_path))
+
+
+# The compiler itself uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_a_compiled_model_says_the_same(engine: PyTorchEngine) -> None:
+    spec = models.folder_spec("tiny-classifier", "text-classification", models.classifier_folder())
+    compiled = PyTorchEngine(models.settings(pytorch={"compile": True}))
+    texts = ["what a wonderful film", "terrible"]
+    (ours, theirs) = (outputs(one, spec, texts) for one in (compiled, engine))
+    assert ours[0].extra["compiled"] is True
+    for mine, plain in zip(ours, theirs, strict=True):
+        assert mine.outputs["labels"][0]["label"] == plain.outputs["labels"][0]["label"]
+        assert mine.outputs["labels"][0]["score"] == pytest.approx(plain.outputs["labels"][0]["score"], abs=1e-4)
 
 
 def test_pooling_and_normalisation_follow_the_catalog(engine: PyTorchEngine) -> None:

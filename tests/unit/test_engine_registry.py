@@ -47,7 +47,7 @@ def test_with_optimization_off_pytorch_alone_is_left() -> None:
     assert [name for name in ENGINE_NAMES if detect(name, settings).available] == ["pytorch"]
 
 
-@pytest.mark.parametrize("name", ["vllm", "deepspeed"])
+@pytest.mark.parametrize("name", ["vllm"])
 def test_engines_of_later_releases_say_that_they_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = importlib.util.find_spec
     monkeypatch.setattr(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
 from muai_workers.engines.loading import LoadedModel, LoadedModels
 from muai_workers.engines.onnx_convert import GRAPH, QUANTIZED_GRAPH, convert_causal, convert_encoder
-from muai_workers.engines.onnx_session import OnnxDecoder, onnx_forward, open_session, usable_providers
+from muai_workers.engines.onnx_session import (
+    OnnxDecoder,
+    absent_providers,
+    onnx_forward,
+    open_session,
+    usable_providers,
+)
 from muai_workers.engines.onnx_store import Conversion, ConversionStore, hash_file
 from muai_workers.engines.pytorch import (
     CALL_OVERHEAD_TOKENS,
@@ -39,13 +46,21 @@ from muai_workers.kv_cache import KVCacheManager, ModelCache
 from muai_workers.models.source import resolve_source
 from muai_workers.models.weights import count_parameters, weight_files
 
+log = logging.getLogger(__name__)
 TASKS = CAUSAL_TASKS | {"embedding", "text-classification"}
-QUANTIZED_MIN_COSINE = 0.97
-"""Quantized answers point elsewhere by a few hundredths at most, or the graph is not used. Unquantized ones are held to
-`optimization.onnx.tolerance`."""
 FORMAT = 1
 """Raised when conversions of older releases can no longer be used."""
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The graph that is to be run."""
+
+    path: Path
+    dtype: str
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """What results say of it."""
 
 
 class ONNXEngine:
@@ -73,7 +88,9 @@ class ONNXEngine:
             providers = usable_providers(self._options)
         except EngineUnavailableError as error:
             return Availability(False, error.message)
-        return Availability(True, f"onnxruntime {onnxruntime.__version__} with {', '.join(providers)}")
+        absent = absent_providers(self._options)
+        without = f"; {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not in this build" if absent else ""
+        return Availability(True, f"onnxruntime {onnxruntime.__version__} with {', '.join(providers)}{without}")
 
     def is_available(self) -> bool:
         """The specification's short form of `availability`."""
@@ -130,12 +147,15 @@ class ONNXEngine:
         Raises:
             ModelLoadError: it cannot be converted, or the graph answers otherwise than the model.
         """
-        refusal = self.refusal(spec)
-        if refusal is not None:
-            raise ModelLoadError(refusal, {"model": spec.name, "engine": self.name})
+        self._refuse(spec)
         folder = self._folder(spec)
         with raising_load_errors(spec.name, self.name):
-            return self._convert(self._plan(spec, folder))
+            return self._convert(self._plan(spec, folder)).path
+
+    def _refuse(self, spec: ModelSpec) -> None:
+        reason = self.refusal(spec)
+        if reason is not None:
+            raise ModelLoadError(reason, {"model": spec.name, "engine": self.name})
 
     def _model(self, spec: ModelSpec) -> LoadedModel:
         return self._models.get_or_load(spec.name, lambda: self._load(spec))
@@ -148,11 +168,23 @@ class ONNXEngine:
         plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
         return replace(plan, device=torch.device("cpu"), dtype=torch.float32, attention="auto", compile=False)
 
-    def _convert(self, plan: TorchPlan) -> Path:
+    def _convert(self, plan: TorchPlan) -> _Graph:
         convert = convert_causal if plan.spec.task in CAUSAL_TASKS else convert_encoder
         conversion = self._store.open_or_build(self._key(plan), lambda scratch: convert(plan, scratch, self._options))
         self._check(plan.spec, conversion)
-        return conversion.folder / (QUANTIZED_GRAPH if self._options.enable_quantization else GRAPH)
+        if not self._options.enable_quantization:
+            return _Graph(conversion.folder / GRAPH, "fp32")
+        cosine, least = float(conversion.facts["quantized_cosine"]), self._options.quantized_min_cosine
+        if cosine >= least:
+            return _Graph(conversion.folder / QUANTIZED_GRAPH, "int8", {"quantized_cosine": round(cosine, 6)})
+        reason = (
+            f"whole weights instead of 8-bit ones: the quantized {plan.spec.name} answers with a cosine of "
+            f"{cosine:.4f} to the original, less than optimization.onnx.quantized_min_cosine {least}"
+        )
+        log.warning("%s", reason)
+        return _Graph(
+            conversion.folder / GRAPH, "fp32", {"quantized_cosine": round(cosine, 6), "degradations": [reason]}
+        )
 
     def _key(self, plan: TorchPlan) -> str:
         """Names a conversion by everything that it depends on."""
@@ -175,23 +207,24 @@ class ONNXEngine:
                 f"optimization.onnx.tolerance {self._options.tolerance:.3g}",
                 {"model": spec.name, "max_difference": difference, "tolerance": self._options.tolerance},
             )
-        cosine = float(conversion.facts.get("quantized_cosine", 1.0))
-        if cosine < QUANTIZED_MIN_COSINE:
-            raise ModelLoadError(
-                f"the quantized {spec.name} answers with a cosine of only {cosine:.4f} to the original, less than "
-                f"{QUANTIZED_MIN_COSINE}",
-                {"model": spec.name, "quantized_cosine": cosine},
-            )
 
     def _load(self, spec: ModelSpec) -> LoadedModel:
-        graph = self.convert_model(spec)
+        self._refuse(spec)
+        folder = self._folder(spec)
         with raising_load_errors(spec.name, self.name):
-            plan = self._plan(spec, self._folder(spec))
-            session = open_session(graph, self._options)
+            plan = self._plan(spec, folder)
+            graph = self._convert(plan)
+            session = open_session(graph.path, self._options)
             tokenizer = TextTokenizer(plan.folder, trust_remote_code=spec.trust_remote_code)
-            provider = session.get_providers()[0]
-            dtype = "int8" if self._options.enable_quantization else "fp32"
-            extra = {"execution_provider": provider, "dtype": dtype}
+            absent = absent_providers(self._options, session)
+            extra = {
+                "execution_provider": session.get_providers()[0],
+                "absent_providers": absent,
+                "dtype": graph.dtype,
+                **graph.told,
+            }
+            if absent:
+                log.info("%s runs on %s, without %s", spec.name, extra["execution_provider"], ", ".join(absent))
             if spec.task in CAUSAL_TASKS:
                 return self._decoding_model(plan, session, tokenizer, extra)
             return self._encoder(plan, session, tokenizer, extra)

@@ -122,7 +122,11 @@ class PyTorchEngine:
         folder = self._folder(spec)
         with raising_load_errors(spec.name, self.name):
             plan = plan_loading(spec, folder, self._settings.optimization.pytorch)
-            extra = {"device": plan.device.type, "dtype": plan.dtype_name}
+            extra: dict[str, Any] = {"device": plan.device.type, "dtype": plan.dtype_name}
+            if plan.attention != "auto":
+                extra["attention"] = plan.attention
+            if plan.compile:
+                extra["compiled"] = True
             limits = loop_limits(self._settings, CALL_OVERHEAD_TOKENS[plan.device.type])
             if spec.task in CAUSAL_TASKS:
                 cache = ModelCache(self._kv_cache, spec.name)

@@ -28,7 +28,9 @@ class _Entry:
 
 _ENTRIES: Mapping[str, _Entry] = {
     "vllm": _Entry(("vllm",), "pip install vllm", None),
-    "deepspeed": _Entry(("deepspeed",), "pip install deepspeed", None),
+    "deepspeed": _Entry(
+        ("deepspeed", "torch", "transformers"), "pip install 'muai[deepspeed]'", "muai_workers.engines.deepspeed"
+    ),
     "onnx": _Entry(
         ("onnxruntime", "onnx", "onnxscript", "torch", "transformers"),
         "pip install 'muai[onnx]'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,10 +49,15 @@ def load_causal(plan: TorchPlan, extra: dict[str, Any], **loop: Any) -> Decoding
 
 def configured_end_ids(plan: TorchPlan, tokenizer: TextTokenizer) -> frozenset[int]:
     """The tokens that end an answer, by the model's files."""
+    return end_ids_of(plan.folder, plan.config, tokenizer)
+
+
+def end_ids_of(folder: Path, config: Any, tokenizer: TextTokenizer) -> frozenset[int]:
+    """As `configured_end_ids`, before anything is planned."""
     try:
-        configured = GenerationConfig.from_pretrained(plan.folder, local_files_only=True).eos_token_id
+        configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError:  # no generation_config.json
-        configured = getattr(plan.config, "eos_token_id", None)
+        configured = getattr(config, "eos_token_id", None)
     ids = [configured] if isinstance(configured, int) else list(configured or ())
     return frozenset(one for one in (*ids, tokenizer.eos_id) if one is not None)
 

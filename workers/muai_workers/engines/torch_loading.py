@@ -41,16 +41,25 @@ def plan_loading(spec: ModelSpec, folder: Path, settings: PyTorchSettings) -> To
     """Decide number format and device for `spec`.
 
     Raises:
-        ModelLoadError: the folder has no safetensors weights: other formats can hold code and are not read.
+        ModelLoadError: as `read_config`.
     """
-    if not weight_files(folder):
-        raise ModelLoadError(f"{spec.name}: {folder} holds no .safetensors weights", {"model": spec.name})
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, local_files_only=True)
+    config = read_config(spec, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = spec.dtype if spec.dtype != "auto" else settings.dtype
     return TorchPlan(
         spec, folder, config, device, choose_dtype(wanted, config, device), settings.attention, settings.compile
     )
+
+
+def read_config(spec: ModelSpec, folder: Path) -> Any:
+    """The model's transformers configuration.
+
+    Raises:
+        ModelLoadError: the folder has no safetensors weights: other formats can hold code and are not read.
+    """
+    if not weight_files(folder):
+        raise ModelLoadError(f"{spec.name}: {folder} holds no .safetensors weights", {"model": spec.name})
+    return AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, local_files_only=True)
 
 
 def choose_dtype(wanted: str, config: Any, device: torch.device) -> torch.dtype:
