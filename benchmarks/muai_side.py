@@ -37,11 +37,14 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configuration(
+    redis_url: str, batcher: Mapping[str, Any] | None = None, monitoring_keys: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
+        monitoring_keys: keys of `monitoring`.
     """
     return {
         "queue": {"broker_url": redis_url},
@@ -50,6 +53,7 @@ def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> d
             "server": {"queue_capacity": 2_000_000},
             "tracing": {"enabled": False},
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
+            **(monitoring_keys or {}),
         },
         "models": {
             "noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
@@ -64,10 +68,15 @@ def configuration(redis_url: str, batcher: Mapping[str, Any] | None = None) -> d
     }
 
 
-def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any] | None = None) -> Path:
+def write_configuration(
+    folder: Path,
+    redis_url: str,
+    batcher: Mapping[str, Any] | None = None,
+    monitoring_keys: Mapping[str, Any] | None = None,
+) -> Path:
     """The path of the configuration file, written to `folder`."""
     path = folder / "muai.yaml"
-    path.write_text(yaml.safe_dump(configuration(redis_url, batcher)))
+    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, monitoring_keys)))
     return path
 
 
@@ -75,6 +84,13 @@ def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any]
 def collector(config: Path, folder: Path) -> Iterator[int]:
     """A collector; yields its process id."""
     with running(_process("collector", config), folder / "collector.log", environment(), ROOT) as process:
+        yield process.pid
+
+
+@contextmanager
+def control(config: Path, folder: Path) -> Iterator[int]:
+    """A control worker with beat; yields its process id."""
+    with running(_process("control", config), folder / "control.log", environment(), ROOT) as process:
         yield process.pid
 
 
@@ -101,9 +117,15 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 
 @contextmanager
-def served(folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None) -> Iterator[Driver]:
+def served(
+    folder: Path,
+    redis_url: str,
+    model: str,
+    batcher: Mapping[str, Any] | None = None,
+    monitoring_keys: Mapping[str, Any] | None = None,
+) -> Iterator[Driver]:
     """Collector, one worker and a producer, ready."""
-    config = write_configuration(folder, redis_url, batcher)
+    config = write_configuration(folder, redis_url, batcher, monitoring_keys)
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue
+from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue, recording
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -11,6 +11,7 @@ FIGURES: dict[str, Measurement] = {
     "http": http.MEASUREMENT,
     "open-loop": open_loop.MEASUREMENT,
     "memory": memory.MEASUREMENT,
+    "recording": recording.MEASUREMENT,
     "onnx": onnx.MEASUREMENT,
     "conversations": conversations.CHAT,
     "cache-budget": conversations.BUDGET,

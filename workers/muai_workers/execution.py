@@ -385,8 +385,11 @@ class BatchRunner:
         if not isinstance(error, RequestError):
             log.warning("request %s failed: %s", request.id, error)
         self.writer.write(_failure(request, error))
-        series = Series(request.model, self.engine.name, request.task or "")
-        self._recorder.failed(series, error.code, _ms(request.submitted_at, self._wall_s()))
+        spec = self.settings.models.get(request.model)
+        task = request.task or (spec.task if spec is not None else "")
+        self._recorder.failed(
+            Series(request.model, self.engine.name, task), error.code, _ms(request.submitted_at, self._wall_s())
+        )
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:

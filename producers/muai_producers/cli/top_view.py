@@ -120,7 +120,8 @@ def _series_table(series: Sequence[SeriesFigures], width: int) -> Table:
     table.add_column("engine", no_wrap=True, max_width=9)
     for name in ("req/s", "queue", "infer", "p50", "p95", "p99", "batch", "err"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in series[:MAX_SERIES]:
+    shown = worth_showing(series)
+    for one in shown[:MAX_SERIES]:
         total = one.latency.get("total")
         table.add_row(
             one.model or "(refused)",
@@ -132,11 +133,17 @@ def _series_table(series: Sequence[SeriesFigures], width: int) -> Table:
             "-" if one.batching is None else f"{one.batching.mean_size:.1f}",
             _error_cell(one),
         )
-    if not series:
-        table.add_row("[dim]nothing was asked for[/dim]", *[""] * 9)
-    if len(series) > MAX_SERIES:
-        table.add_row(f"[dim]and {len(series) - MAX_SERIES} more[/dim]", *[""] * 9)
+    if not shown:
+        table.add_row("[dim]no requests[/dim]", *[""] * 9)
+    if len(shown) > MAX_SERIES:
+        table.add_row(f"[dim]and {len(shown) - MAX_SERIES} more[/dim]", *[""] * 9)
     return table
+
+
+def worth_showing(series: Sequence[SeriesFigures]) -> list[SeriesFigures]:
+    """Without what has only arrived, where more is known of its model. Pure."""
+    ended = {one.model for one in series if one.requests}
+    return [one for one in series if one.requests or one.model not in ended]
 
 
 def _error_cell(one: SeriesFigures) -> str:
