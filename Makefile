@@ -18,10 +18,10 @@ ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conve
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-engines test-load check format chaos bench docs clean
+.PHONY: help demo up test test-fast test-engines test-load check format chaos bench screenshots docs clean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## Install and show the whole of it: batches, a search, generations, an engine that fails
 	$(BIN)/muai demo
@@ -65,9 +65,13 @@ chaos: $(VENV)/.dev ## Kill, stop and cut everything in turn, with 10,000 reques
 bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
 	$(BIN)/python -m benchmarks.run
 
+screenshots: $(VENV)/.dev ## Take the pictures of the console in docs/images anew (needs chromium and chromedriver)
+	$(BIN)/python -m tests.browser.screenshots
+
 docs: $(VENV)/.dev ## Write the generated documents anew
 	$(BIN)/muai config docs --output docs/configuration.md
 	$(BIN)/muai config example --output config/optimization.example.yaml
+	$(BIN)/python -m muai_producers.monitoring.reference docs/monitoring.md
 
 clean: ## Remove what was installed and cached here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist

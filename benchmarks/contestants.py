@@ -135,3 +135,8 @@ SERVERS = (
     HttpPeer("BentoML", "bentoml_peer.py", "/infer", '{"text": [%s]}', ("bentoml",), 0.0),
     HttpPeer("Mosec", "mosec_peer.py", "/inference", '{"text": %s}', ("mosec",), 0.005),
 )
+
+RAY_SERVE = HttpPeer(
+    "Ray Serve", "ray_serve_peer.py", "/infer", '{"text": %s}', ("ray[serve]",), 0.005, environment="ray-serve"
+)
+"""Beside the others where the model does nothing: what it adds is its own."""

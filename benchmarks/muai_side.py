@@ -38,18 +38,24 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def configuration(
-    redis_url: str, batcher: Mapping[str, Any] | None = None, monitoring_keys: Mapping[str, Any] | None = None
+    redis_url: str,
+    batcher: Mapping[str, Any] | None = None,
+    *,
+    monitoring: bool = True,
+    monitoring_keys: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What differs from the defaults.
 
     Args:
         batcher: keys of `optimization.batcher`.
-        monitoring_keys: keys of `monitoring`.
+        monitoring: whether metrics are counted and sent on.
+        monitoring_keys: further keys of `monitoring`.
     """
     return {
         "queue": {"broker_url": redis_url},
         "optimization": {"batcher": dict(batcher or {})},
         "monitoring": {
+            "enabled": monitoring,
             "server": {"queue_capacity": 2_000_000},
             "tracing": {"enabled": False},
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
@@ -72,11 +78,15 @@ def write_configuration(
     folder: Path,
     redis_url: str,
     batcher: Mapping[str, Any] | None = None,
+    *,
+    monitoring: bool = True,
     monitoring_keys: Mapping[str, Any] | None = None,
 ) -> Path:
     """The path of the configuration file, written to `folder`."""
     path = folder / "muai.yaml"
-    path.write_text(yaml.safe_dump(configuration(redis_url, batcher, monitoring_keys)))
+    path.write_text(
+        yaml.safe_dump(configuration(redis_url, batcher, monitoring=monitoring, monitoring_keys=monitoring_keys))
+    )
     return path
 
 
@@ -95,19 +105,22 @@ def control(config: Path, folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def engine_worker(config: Path, folder: Path, engine: str, fake: Mapping[str, float] | None = None) -> Iterator[int]:
+def engine_worker(
+    config: Path, folder: Path, engine: str, fake: Mapping[str, float] | None = None, python: Path | None = None
+) -> Iterator[int]:
     """An engine worker; yields its process id.
 
     Args:
         fake: options of the fake engine.
+        python: of the engine's own environment; None: the one that this runs in.
     """
     env = environment(BENCH_FAKE_ENGINE=json.dumps(fake or {}))
-    with running(_process(engine, config), folder / "worker.log", env, ROOT) as process:
+    with running(_process(engine, config, python), folder / "worker.log", env, ROOT) as process:
         yield process.pid
 
 
-def _process(kind: str, config: Path) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.muai_process", kind, str(config)]
+def _process(kind: str, config: Path, python: Path | None = None) -> list[str]:
+    return [str(python or sys.executable), "-m", "benchmarks.muai_process", kind, str(config)]
 
 
 def script_driver(script: str, folder: Path, **env: str) -> Driver:
@@ -122,10 +135,12 @@ def served(
     redis_url: str,
     model: str,
     batcher: Mapping[str, Any] | None = None,
+    *,
+    monitoring: bool = True,
     monitoring_keys: Mapping[str, Any] | None = None,
 ) -> Iterator[Driver]:
     """Collector, one worker and a producer, ready."""
-    config = write_configuration(folder, redis_url, batcher, monitoring_keys)
+    config = write_configuration(folder, redis_url, batcher, monitoring=monitoring, monitoring_keys=monitoring_keys)
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
         stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))

@@ -9,7 +9,14 @@ import pytest
 
 from muai_config import Settings, build_settings
 from muai_producers.store import Store
+from tests.engines_here import REAL
 from tests.transport_support import OwnRedis, own_redis
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "vllm" in REAL:
+        # What vLLM imports warns of itself and of each other; none of it is ours to mend.
+        config.addinivalue_line("filterwarnings", "default")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,10 @@ from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
+from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -84,13 +87,19 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
+        self._live = LiveSettings(settings, f"{self.hostname} (collector)")
+        self._follower = ConfigFollower(self._live)
+        self._follower.start()
+        self._follower.take_sighup()
+        settings = self._live.current
         self.collector = Collector(
             settings,
             store,
             _dispatcher(settings, store),
             is_revoked=lambda request_id: request_id in revoked,
-            recorder=recorder_for(settings),
+            statistics=recorder_for(settings),
         )
+        self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
         self._record = CollectorRecord(
@@ -110,6 +119,10 @@ class CollectorConsumer(QuietConsumer):
             lambda done: self.hub.call_soon(self._on_batch_done, done),
         )
         self._watcher.start()
+
+    def _on_settings(self, settings: Settings) -> None:
+        assert self.collector is not None
+        self.collector.on_settings(settings)
 
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
@@ -176,7 +189,8 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
-            self.collector.recorder.close()
+            self.collector.statistics.close()
+            self._follower.close()
         super().shutdown()
 
 
@@ -200,7 +214,12 @@ def run_collector(settings: Settings, name: str | None = None, *, log_level: str
         name: the worker's name in Flower; made from the host and process id where None.
     """
     name = name or f"collector-{os.getpid()}"
-    serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    pusher = start_pushing(settings, "collector", name)
+    try:
+        serve(create_app(settings), name=name, queues=REQUEST_QUEUES, pool="solo", log_level=log_level)
+    finally:
+        if pusher is not None:
+            pusher.close()
 
 
 def __getattr__(name: str) -> Any:

@@ -211,6 +211,7 @@ class Assembler:
         if queue is None:
             credit = CREDIT_BATCHES * self.policy.size_limit
             queue = self._queues[key] = FairQueue(self.policy.ageing_s, credit)
+        queue.ageing_s = self.policy.ageing_s
         queue.push(item)
         self.num_requests += 1
         self.num_bytes += item.num_bytes
@@ -266,6 +267,12 @@ class Assembler:
         if not len(queue):
             # An empty queue has nothing to remember: shares count among those who wait.
             del self._queues[key]
+
+    def oldest_submitted_s(self) -> float | None:
+        """Wall-clock time at which the oldest request that waits was submitted; None when none waits."""
+        return min(
+            (item.request.submitted_at for queue in self._queues.values() for item in queue.items()), default=None
+        )
 
     def waiting_by_key(self) -> dict[BatchKey, int]:
         """How many requests wait under each batch key."""

@@ -30,6 +30,7 @@ from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
+from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
 from muai_producers.dead_letters import DeadLetters
@@ -42,7 +43,9 @@ from muai_producers.errors import (
     RequestCancelledError,
 )
 from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
-from muai_producers.performance.recorder import NullRecorder, Recorder
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
+from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
 from muai_producers.performance.series import Series
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.wire import Batch, InferenceRequest
@@ -83,9 +86,10 @@ class Collector:
 
     Args:
         is_revoked: whether Celery's own `revoke` named this id.
-        recorder: takes in what arrived, and what ended here.
+        statistics: takes in what arrived, and what ended here.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
+        recorder: what the metrics are told.
     """
 
     def __init__(
@@ -95,11 +99,13 @@ class Collector:
         dispatcher: Dispatcher,
         *,
         is_revoked: Callable[[str], bool] = lambda _: False,
-        recorder: Recorder | None = None,
+        statistics: StatisticsRecorder | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
+        recorder: Recorder = own_recorder,
     ) -> None:
-        self.recorder = recorder or NullRecorder()
+        self.statistics = statistics or NullRecorder()
+        self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
         self.fleet = FleetView()
         self._store = store
@@ -123,6 +129,8 @@ class Collector:
     def on_message(self, message: Any) -> None:
         """Take in one message of a request queue. Never raises on account of the message."""
         handle = Handle(message.channel, message.delivery_tag)
+        if getattr(message, "delivery_info", {}).get("redelivered"):
+            self._metrics.redelivered()
         try:
             self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
@@ -142,7 +150,7 @@ class Collector:
             return
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
-        self.recorder.arrived(key.model, key.task)
+        self.statistics.arrived(key.model, key.task)
         self._unmarked.append(item)
 
     def _check_size(self, message: Any) -> None:
@@ -158,6 +166,13 @@ class Collector:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
         handle = Handle(message.channel, message.delivery_tag)
         self._refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
+
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on. What waits keeps its batch key, and with it its engines; a request over a
+        lower cap of tokens runs alone.
+        """
+        self.assembler.policy = policy_from(settings)
+        self._resolver = Resolver(settings)
 
     def on_fleet(self, view: FleetView) -> None:
         """A new picture of the fleet."""
@@ -206,6 +221,7 @@ class Collector:
         now_s = self._wall_s()
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
             self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+        self._metrics.waiting(self.assembler, now_s)
         try:
             self._mark_received()
         except redis.RedisError as error:
@@ -290,8 +306,10 @@ class Collector:
                 log.warning("a batch was not sent: %s", reason)
                 self._outstanding[batch.engine] -= 1
                 self._put_back(formed, outcome.lost)
-            elif outcome.outstanding is not None:
+                continue
+            if outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
+            self._metrics.sent(formed, self.assembler.policy)
         has_lost = any(outcome.lost for outcome in sent)
         if has_lost:
             self._let_go_of_lost()
@@ -388,11 +406,12 @@ class Collector:
     def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
         state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
         answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
+        self._metrics.refused(request, error)
         self._refused.append((answer, handle))
         # Its model may be one that there is not: names that senders make up must not become series.
         model = "" if isinstance(error, ModelNotFoundError) else request.model
         total_ms = 1000 * (self._wall_s() - request.submitted_at)
-        self.recorder.failed(Series(model, "", request.task or ""), error.code, total_ms)
+        self.statistics.failed(Series(model, "", request.task or ""), error.code, total_ms)
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
@@ -400,7 +419,7 @@ class Collector:
         answer = None
         if isinstance(request_id, str) and request_id:
             answer = failure_answer(request_id, error)
-        self.recorder.failed(Series("", "", ""), error.code)
+        self.statistics.failed(Series("", "", ""), error.code)
         if isinstance(error, MalformedMessageError):
             log.warning("refused a message: %s", error)
             self._dead_letters.add_message(str(request_id or ""), message.body or b"", error)

@@ -61,7 +61,8 @@ class FairQueue:
     """
 
     def __init__(self, ageing_s: float, credit_requests: int = 0) -> None:
-        self._ageing_s = ageing_s
+        self.ageing_s = ageing_s
+        """May change; what waits already keeps its rank."""
         self._credit_requests = credit_requests
         self._mean_tokens = 0.0
         self._flows: dict[str, _Flow] = {}
@@ -83,7 +84,7 @@ class FairQueue:
         if flow is None:
             flow = self._flows[item.request.tenant] = _Flow(self._earliest_start)
         self._arrivals += 1
-        rank = item.arrived_s - item.request.priority * self._ageing_s
+        rank = item.arrived_s - item.request.priority * self.ageing_s
         entry = (rank, self._arrivals, item)
         if not flow.waiting or flow.waiting[-1] < entry:
             flow.waiting.append(entry)

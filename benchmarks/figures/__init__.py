@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import conversations, http, memory, model, onnx, open_loop, queue, recording
+from benchmarks.figures import conversations, http, memory, model, monitoring, onnx, open_loop, queue, recording, vllm
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -12,9 +12,11 @@ FIGURES: dict[str, Measurement] = {
     "open-loop": open_loop.MEASUREMENT,
     "memory": memory.MEASUREMENT,
     "recording": recording.MEASUREMENT,
+    "monitoring": monitoring.MEASUREMENT,
     "onnx": onnx.MEASUREMENT,
     "conversations": conversations.CHAT,
     "cache-budget": conversations.BUDGET,
+    "vllm": vllm.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from benchmarks.contestants import READY_S, SERVERS, HttpPeer, answers, http_driver
+from benchmarks.contestants import RAY_SERVE, READY_S, SERVERS, HttpPeer, answers, http_driver
 from benchmarks.environments import PEERS, pinned
 from benchmarks.figures.base import Measured, Measurement
 from benchmarks.machine import package_versions
@@ -24,6 +24,7 @@ from benchmarks.results import Goal, Metric, Row
 from benchmarks.session import Session, bulk_rate, fitted_count, metric
 
 OURS = "MuAI"
+PEER_SERVERS = (*SERVERS, RAY_SERVE)
 CONNECTIONS = 64
 BATCH = 64
 GATEWAY_PATH = "/v1/inference?wait=60"
@@ -40,7 +41,7 @@ def measure(session: Session) -> Measured:
     else:
         row = Row(name=OURS, skipped="the gateway, or what it needs, is not installed")
     rows = [row]
-    for server in SERVERS:
+    for server in PEER_SERVERS:
         versions = pinned(server.environment, server.packages)
         row = Row(name=server.name, settings=server.settings(BATCH), versions=versions)
 
@@ -112,7 +113,7 @@ def _with_own_client(session: Session, name: str, folder: Path, url: str, body: 
 
 
 def _steps(plan: Plan) -> int:
-    return (int(gateway_is_here()) + len(SERVERS)) * plan.repeats
+    return (int(gateway_is_here()) + len(PEER_SERVERS)) * plan.repeats
 
 
 MEASUREMENT = Measurement(

@@ -18,7 +18,7 @@ def sentences(count: int, seed: int) -> list[str]:
 
 
 def inputs(model: str, count: int, seed: int) -> list[str]:
-    """What is sent to `model`: sentences to the real one, a few words to the one that does nothing."""
-    if model == "minilm":
-        return sentences(count, seed)
-    return [f"hello there {number}" for number in range(count)]
+    """What is sent to `model`: sentences to a real one, a few words to the one that does nothing."""
+    if model == "noop":
+        return [f"hello there {number}" for number in range(count)]
+    return sentences(count, seed)

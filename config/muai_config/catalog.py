@@ -139,6 +139,13 @@ class ModelSpec(Section):
     trust_remote_code: bool = setting(
         False, describe="Whether Python code that comes with the model may run. Only for sources that you trust."
     )
+    tool_parser: str | None = setting(
+        None,
+        min_length=1,
+        example="hermes",
+        describe="How the model writes calls of tools, by vLLM's name for it; null goes by the chat template. Read by "
+        "vLLM alone.",
+    )
     normalize: bool = setting(True, describe="Whether embeddings are scaled to length 1.")
     pooling: Literal["mean", "cls"] = setting(
         "mean", example="cls", describe="How the vectors of an input's tokens become one embedding."

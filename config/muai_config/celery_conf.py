@@ -7,7 +7,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 from kombu import Exchange, Queue
 
 from muai_config import queues
+from muai_config.engines import EngineName
 from muai_config.settings import Settings
+from muai_config.slots import slots_of
 
 Role = Literal["producer", "collector", "engine", "control"]
 
@@ -37,7 +39,7 @@ CONTROL_THREADS = 4
 _MAX_AMQP_PREFETCH = 65535  # the protocol has 16 bits for it
 
 
-def celery_settings(settings: Settings, role: Role, engine: str | None = None) -> dict[str, Any]:
+def celery_settings(settings: Settings, role: Role, engine: EngineName | None = None) -> dict[str, Any]:
     """The Celery configuration of one process.
 
     Args:
@@ -48,12 +50,12 @@ def celery_settings(settings: Settings, role: Role, engine: str | None = None) -
     if (role == "engine") != (engine is not None):
         raise ValueError("an engine worker, and only that, is configured for an engine")
     conf: dict[str, Any] = {**_DELIVERY, **_WIRE, **_CONNECTION, **_broker(settings), **_results(settings)}
-    conf |= _queues(settings) | _worker(settings, role)
+    conf |= _queues(settings) | _worker(settings, role, engine)
     conf |= {"task_default_queue": _own_queue(role, engine), "enable_utc": True, "timezone": "UTC"}
     return conf
 
 
-def _own_queue(role: Role, engine: str | None) -> str:
+def _own_queue(role: Role, engine: EngineName | None) -> str:
     if engine is not None:
         return queues.engine_queue(engine)
     return queues.CONTROL if role == "control" else queues.INFERENCE
@@ -166,7 +168,7 @@ def _shard_queues(settings: Settings) -> list[str]:
     return [queues.shard_queue(shard) for shard in range(num_shards)] if num_shards > 1 else []
 
 
-def _worker(settings: Settings, role: Role) -> dict[str, Any]:
+def _worker(settings: Settings, role: Role, engine: EngineName | None) -> dict[str, Any]:
     if role == "producer":
         return {"task_track_started": False}
     conf: dict[str, Any] = {
@@ -178,21 +180,18 @@ def _worker(settings: Settings, role: Role) -> dict[str, Any]:
         # The collector's tasks are single requests: an event for each would cost more than the batching.
         "worker_send_task_events": role != "collector",
     }
-    return conf | _reservation(settings, role)
+    return conf | _reservation(settings, role, engine)
 
 
-def _reservation(settings: Settings, role: Role) -> dict[str, Any]:
+def _reservation(settings: Settings, role: Role, engine: EngineName | None) -> dict[str, Any]:
     """How many messages a process holds unacknowledged: concurrency times multiplier, those at work included."""
     if role == "collector":
         held = settings.optimization.batcher.buffer_requests
         if not settings.queue.broker_is_redis:
             held = min(held, _MAX_AMQP_PREFETCH)
         return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
-    if role == "engine":
-        queue = settings.queue
-        return {
-            "worker_concurrency": queue.worker_concurrency,
-            "worker_prefetch_multiplier": 1 + queue.worker_prefetch,
-        }
+    if engine is not None:
+        slots = slots_of(settings, engine)
+        return {"worker_concurrency": slots.running, "worker_prefetch_multiplier": 1 + slots.ahead}
     concurrency = CONTROL_THREADS + settings.workflows.concurrency
     return {"worker_concurrency": concurrency, "worker_prefetch_multiplier": 1}

@@ -18,9 +18,11 @@ def one_line(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value came from: the built-in default, a file (with its line), or an environment variable."""
+    """Where a value came from: the built-in default, a file (with its line), an environment variable, or a change at
+    run time.
+    """
 
-    kind: Literal["default", "file", "variable"]
+    kind: Literal["default", "file", "variable", "runtime"]
     name: str = ""
     line: int | None = None
 

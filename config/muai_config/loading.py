@@ -1,7 +1,7 @@
 """From a file and the environment to checked settings: environment over file over default, every problem at once."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,8 +139,7 @@ def resolve(
     try:
         settings = Settings.model_validate(_as_model_input(values))
     except ValidationError as error:
-        for details in _own_errors(error):
-            problems += _problems(details, problem_source)
+        problems += problems_of(error, problem_source)
     if problems:
         raise ConfigError(_without_repeats(problems))
     sources = {info.path: source(info.path) for info in all_settings()}
@@ -209,6 +208,15 @@ def _as_model_input(values: Mapping[str, Any]) -> dict[str, Any]:
         shaped["models"] = {name: entry for name, entry in models.items() if name not in RESERVED_MODEL_KEYS}
         shaped["model_cache"] = {name: entry for name, entry in models.items() if name in RESERVED_MODEL_KEYS}
     return shaped
+
+
+def problems_of(error: ValidationError, source: Callable[[KeyPath], Source]) -> list[Problem]:
+    """What pydantic found wrong, a line for each.
+
+    Args:
+        source: where the value of a key came from.
+    """
+    return _without_repeats([line for details in _own_errors(error) for line in _problems(details, source)])
 
 
 def _own_errors(error: ValidationError) -> list[ErrorDetails]:

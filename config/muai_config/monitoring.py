@@ -3,7 +3,18 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from muai_config.fields import Conflict, DistinctList, Host, HttpUrl, Name, Section, UrlPath, section, setting
+from muai_config.fields import (
+    Conflict,
+    DistinctList,
+    FilePath,
+    Host,
+    HttpUrl,
+    Name,
+    Section,
+    UrlPath,
+    section,
+    setting,
+)
 
 
 class PrometheusSettings(Section):
@@ -184,6 +195,17 @@ class PerformanceSettings(Section):
     )
 
 
+class FlowerSettings(Section):
+    host: Host = setting("127.0.0.1", example="0.0.0.0", describe="Address that `muai flower` listens on.")
+    port: int = setting(5555, ge=1, le=65535, example=5556, describe="Port that `muai flower` listens on.")
+    login_file: FilePath | None = setting(
+        None,
+        example="/run/secrets/flower",
+        describe="File with one line, user:password, that Flower asks for; null asks nobody, unless Flower's own "
+        "variable FLOWER_BASIC_AUTH says so.",
+    )
+
+
 class ServerSettings(Section):
     enabled: bool = setting(False, describe="Whether the HTTP server runs; production deployments want it.")
     host: Host = setting("0.0.0.0", example="127.0.0.1", describe="Address that the server listens on.")
@@ -226,6 +248,7 @@ class MonitoringSettings(Section):
     tracing: TracingSettings = section(TracingSettings, "Traces for OpenTelemetry.")
     anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
     performance: PerformanceSettings = section(PerformanceSettings, "Performance data.")
+    flower: FlowerSettings = section(FlowerSettings, "Flower, which shows workers and batches.")
     server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")
 
     def conflicts(self) -> Iterator[Conflict]:

@@ -25,6 +25,14 @@ class VLLMSettings(Section):
         env="MUAI_OPT_VLLM_TENSOR_PARALLEL",
         describe="How many GPUs share each layer of a model.",
     )
+    pipeline_parallel_size: int = setting(
+        1,
+        ge=1,
+        le=1024,
+        unit="stages",
+        example=2,
+        describe="How many stages the layers of a model are spread over, each on GPUs of its own.",
+    )
     dtype: Dtype = setting(
         "auto", describe="Number format of the weights; auto goes by the model and the GPU.", example="bf16"
     )
@@ -52,7 +60,21 @@ class VLLMSettings(Section):
         le=65536,
         unit="GB",
         example=8,
-        describe="Main memory that takes keys and values which the GPU has no room for.",
+        describe="Main memory for each GPU that takes keys and values which the GPU has no room for.",
+    )
+    block_size: int | None = setting(
+        None,
+        ge=1,
+        le=4096,
+        unit="tokens",
+        example=32,
+        describe="Keys and values are kept and found again in blocks of so many tokens; null takes 32 on a CPU, and "
+        "vLLM's own size on a GPU.",
+    )
+    enforce_eager: bool | None = setting(
+        None,
+        example=True,
+        describe="Whether models run as they are, not compiled when they are loaded; null compiles on a GPU alone.",
     )
 
 

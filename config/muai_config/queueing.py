@@ -55,6 +55,15 @@ class QueueSettings(Section):
     worker_concurrency: int = setting(
         1, ge=1, le=1024, unit="batches", example=2, describe="Batches that one engine worker runs at once: its slots."
     )
+    continuous_slots: int = setting(
+        16,
+        ge=1,
+        le=1024,
+        unit="batches",
+        example=32,
+        describe="The same for engines that take requests into those that run: vLLM, and the others "
+        "where all of their models generate text.",
+    )
     worker_prefetch: int = setting(
         1, ge=0, le=1024, unit="batches", example=2, describe="Further batches that a worker holds ready for each slot."
     )

@@ -16,6 +16,9 @@ import redis
 from muai_producers import errors
 from muai_producers.connections import state_client
 from muai_producers.listening import ResultListener
+from muai_producers.runtime_config.live import LiveSettings
+from muai_producers.runtime_config.looking import Looker
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.store import (
     PENDING,
     REVOKED,
@@ -66,27 +69,34 @@ class RequestStatus:
         return self.state in TERMINAL
 
 
+def limits_of(settings: Settings) -> Limits:
+    """The limits that the configuration sets for everybody."""
+    return Limits(
+        queue_capacity=settings.monitoring.server.queue_capacity,
+        tenant_max_requests=settings.queue.tenant_max_requests,
+        tenant_max_tokens=settings.queue.tenant_max_tokens,
+        model_max_requests=settings.queue.model_max_requests,
+    )
+
+
 class InferenceClient:
     """Submits requests and fetches their results. Safe to share between threads; one per process is enough.
 
     Args:
         settings: as `muai_config.load_settings()` gives them, which is what None stands for.
+        live: the settings of a process that follows their changes; None: the client looks for changes itself, once a
+            second while it submits.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, live: LiveSettings | None = None) -> None:
         if settings is None:
             from muai_config import load_settings
 
             settings = load_settings()
-        self.settings = settings
+        self._live = live or LiveSettings(settings)
         self._redis = state_client(settings.queue.state_url)
         self.store = Store(self._redis, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
-        self.limits = Limits(
-            queue_capacity=settings.monitoring.server.queue_capacity,
-            tenant_max_requests=settings.queue.tenant_max_requests,
-            tenant_max_tokens=settings.queue.tenant_max_tokens,
-            model_max_requests=settings.queue.model_max_requests,
-        )
+        self._look = None if live is not None else Looker(self._live, ConfigVersions(self.store))
         self._submitter: Submitter | None = None
         self._client_id = uuid.uuid4().hex[:12]
         self._reply_channel = self.store.keys.reply_channel(self._client_id)
@@ -98,6 +108,16 @@ class InferenceClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def settings(self) -> Settings:
+        """What the client works by now."""
+        return self._live.current
+
+    @property
+    def limits(self) -> Limits:
+        """How much may be in flight, by what is configured now."""
+        return limits_of(self._live.current)
 
     def close(self) -> None:
         """Close connections and end the listening thread. What was submitted goes on."""
@@ -135,6 +155,8 @@ class InferenceClient:
             QueueFullError: `details["accepted"]` has the ids that were accepted before capacity ran out.
             others: as `submit`; a request that is invalid by itself refuses the whole call before anything is sent.
         """
+        if self._look is not None:
+            self._look.look_now_and_then()
         now_s = time.time()
         built = [
             request if isinstance(request, InferenceRequest) else self._build(request, now_s) for request in requests

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from muai_producers.errors import InvalidRequestError, MuaiError
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Store
 from muai_producers.wire import InferenceRequest
 
@@ -110,6 +112,7 @@ class DeadLetters:
             **content,
         }
         self._client.xadd(self._key, fields, maxlen=MAX_ENTRIES, approximate=True)
+        recorder.count(instruments.DIED, error.code)
 
     def __len__(self) -> int:
         return int(self._client.xlen(self._key))

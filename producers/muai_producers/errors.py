@@ -104,6 +104,27 @@ class RequestNotFoundError(RequestError):
     http_status = 404
 
 
+class InvalidConfigError(RequestError):
+    """A change of the configuration that would make it wrong; `problems` has a line for each key."""
+
+    code = "invalid_config"
+    http_status = 422
+
+
+class ConfigConflictError(RequestError):
+    """Somebody else changed the configuration meanwhile."""
+
+    code = "config_conflict"
+    http_status = 409
+
+
+class UnknownVersionError(RequestError):
+    """The runtime configuration has, or keeps, no version of that number."""
+
+    code = "unknown_config_version"
+    http_status = 404
+
+
 class CapacityError(MuaiError):
     """Full: refused before anything was enqueued."""
 

@@ -45,6 +45,24 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Wall-clock seconds since the epoch."""
 
 
+class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Requests of one batch key that wait at a collector for their batch."""
+
+    model: str
+    task: str
+    engine: str = ""
+    """The engine that their batch would go to now; '' while none can take it."""
+    waiting: int
+    waiting_high: int = 0
+    """Of those, the ones of priority 7 to 9."""
+    waiting_low: int = 0
+    """Of those, the ones of priority 0 to 2."""
+    max_size: int = 0
+    """Requests that a batch of theirs holds at most."""
+    oldest_at: float = 0.0
+    """When the longest waiting one came to the collector; wall-clock seconds since the epoch."""
+
+
 class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One GPU as whoever starts its worker last read it: what metrics, health and the console show.
 
@@ -84,24 +102,6 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When the watch last wrote the record; wall-clock seconds since the epoch."""
 
 
-class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Requests of one batch key that wait at a collector for their batch."""
-
-    model: str
-    task: str
-    engine: str = ""
-    """The engine that their batch would go to now; '' while none can take it."""
-    waiting: int
-    waiting_high: int = 0
-    """Of those, the ones of priority 7 to 9."""
-    waiting_low: int = 0
-    """Of those, the ones of priority 0 to 2."""
-    max_size: int = 0
-    """Requests that a batch of theirs holds at most."""
-    oldest_at: float = 0.0
-    """When the longest waiting one came to the collector; wall-clock seconds since the epoch."""
-
-
 class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a collector says of itself."""
 
@@ -131,10 +131,10 @@ class FleetView:
     outstanding: Mapping[str, int] = field(default_factory=dict)
     """Batches sent to each engine and not finished."""
     collectors: tuple[CollectorRecord, ...] = ()
-    gpus: tuple[GpuRecord, ...] = ()
-    """Every GPU that is watched, or was lately; ordered by host and index."""
     cooling_until: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """When each of `cooling` is tried again; wall-clock seconds since the epoch."""
+    gpus: tuple[GpuRecord, ...] = ()
+    """Every GPU that is watched, or was lately; ordered by host and index."""
 
     def slots(self, engine: str) -> int:
         """Batches that the engine's live workers run at once."""

@@ -27,6 +27,8 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--hide-scrollbars",
+    "--window-size=1500,1400",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
@@ -52,6 +54,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
         self.driver.set_page_load_timeout(30)
         self.resize(width, height)
+        self.prefer("light")
 
     def resize(self, width: int, height: int) -> None:
         """The page's own size, whatever the window's frame takes."""
@@ -60,7 +63,10 @@ class Browser:
 
     def prefer(self, scheme: str) -> None:
         """What the reader's system says of light and dark."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        features = [
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
     def one(self, selector: str) -> WebElement:

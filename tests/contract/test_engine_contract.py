@@ -87,7 +87,8 @@ def subject_named(name: str) -> Subject:
     from muai_workers.engines.registry import create_engine
 
     return Subject(
-        create_engine(name, models.settings()),
+        # What vLLM sets aside for keys and values on a CPU; the others take what they need of it.
+        create_engine(name, models.settings(cache={"max_memory_mb": 64})),
         models.encoder_spec(max_input_tokens=256),
         models.folder_spec("tiny-classifier", "text-classification", models.classifier_folder()),
         models.folder_spec("tiny-causal", "text-generation", models.causal_folder()),

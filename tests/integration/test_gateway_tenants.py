@@ -206,13 +206,14 @@ def test_given_a_record_that_was_printed_then_it_is_the_keys_and_nothing_was_sto
     stack: GatewayStack, tmp_path: Path
 ) -> None:
     before = stack.redis.client.hlen("muai:keys")
-    key, record = run_muai(stack, "keys", "create", "--tenant", "shop", "--print-record").stdout.splitlines()
+    create = ("keys", "create", "--tenant", "shop", "--operator", "--print-record")
+    key, record = run_muai(stack, *create).stdout.splitlines()
     assert stack.redis.client.hlen("muai:keys") == before
     file = tmp_path / "keys.jsonl"
     file.write_text(record)
     (found,) = Keys(Store(stack.redis.client), file).find([key.split("_")[1]])
     assert found is not None
-    assert found.tenant == "shop"
+    assert (found.tenant, found.operator) == ("shop", True)
 
 
 def test_given_many_requests_in_one_call_then_each_is_accepted_or_refused_by_itself(acme: httpx.Client) -> None:
@@ -295,3 +296,30 @@ def test_given_answers_lately_then_a_receipt_says_how_long_it_will_take(
     receipt = acme.post("/v1/inference", json=NOOP).json()
     assert receipt["queue_position"] >= 1
     assert receipt["estimated_wait_s"] > 0
+
+
+def test_given_another_tenants_files_batches_and_streams_then_they_do_not_exist(
+    acme: httpx.Client, rival: httpx.Client
+) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "parked", "input": "x"}}
+    content = msgspec.json.encode(line)
+    file_id = acme.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", content)}).json()["id"]
+    body = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    stolen = rival.post("/v1/batches", json=body)
+    assert (stolen.status_code, code_of(stolen)) == (404, "file_not_found")
+    batch_id = acme.post("/v1/batches", json=body).json()["id"]
+    request_id = acme.post("/v1/inference", json=PARKED).json()["id"]
+    for method, path in (
+        ("GET", f"/v1/files/{file_id}"),
+        ("GET", f"/v1/files/{file_id}/content"),
+        ("DELETE", f"/v1/files/{file_id}"),
+        ("GET", f"/v1/batches/{batch_id}"),
+        ("POST", f"/v1/batches/{batch_id}/cancel"),
+        ("GET", f"/v1/inference/{request_id}/stream"),
+    ):
+        assert rival.request(method, path).status_code == 404, path
+    assert rival.get("/v1/files").json()["data"] == rival.get("/v1/batches").json()["data"] == []
+    assert acme.get(f"/v1/files/{file_id}/content").content == content
+    assert [one["id"] for one in acme.get("/v1/batches").json()["data"]] == [batch_id]
+    assert acme.post(f"/v1/batches/{batch_id}/cancel").json()["status"] == "cancelling"
+    assert acme.delete(f"/v1/inference/{request_id}").status_code == 200

@@ -71,7 +71,7 @@ def test_given_any_requests_that_a_worker_ends_then_the_latency_of_each_is_recor
             FakeEngine(),
             fleet.store,
             WorkerIdentity("w1"),
-            recorder=fleet.recorders[1],
+            statistics=fleet.recorders[1],
             wall_s=lambda: fleet.now_s,
         )
         requests = [

@@ -31,6 +31,7 @@ def test_Given_muai_up_When_interrupted_Then_what_was_accepted_is_answered_and_n
     assert up.process.wait(timeout=60) == 0
     said = up.log.read_text()
     assert "everything accepted is answered" in said
+    assert f"console and API: http://127.0.0.1:{up.port}/ " in said
     assert up.processes() == []
     assert not (up.home / "up.json").exists()
 

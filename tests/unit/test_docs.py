@@ -20,7 +20,10 @@ from muai_config.variables import OTHER_PREFIXES, OTHER_VARIABLES, settings_by_v
 from muai_producers import errors
 from muai_producers.alerts.records import AlertType
 from muai_producers.errors import MuaiError
+from muai_producers.gateway.answers import Receipt
+from muai_producers.gateway.health import Health
 from muai_producers.gateway.openai_api.bodies import ChatCompletionBody
+from muai_producers.monitoring.instruments import BY_NAME
 from muai_producers.wire import InferenceRequest, Parameters
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +117,13 @@ def test_given_readme_then_its_first_two_commands_are_demo_and_test() -> None:
 def test_given_a_setting_or_variable_in_a_document_then_it_exists(path: Path) -> None:
     keys = {info.key for info in all_settings()}
     others = {*Parameters.__struct_fields__, *InferenceRequest.__struct_fields__, *error_codes()}
-    others |= {*ChatCompletionBody.model_fields, *get_args(AlertType)}
+    others |= {
+        *get_args(AlertType),
+        *ChatCompletionBody.model_fields,
+        *Receipt.__struct_fields__,
+        *Health.__struct_fields__,
+    }
+    others |= set(BY_NAME)
     leaves = {key.rpartition(".")[2] for key in keys} | others
     sections = {key.rpartition(".")[0] for key in keys} | set(_SECTIONS)
     for code in inline(path):

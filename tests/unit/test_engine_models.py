@@ -96,3 +96,18 @@ def test_a_load_that_fails_names_model_engine_and_cause() -> None:
         raise KeyError("weights")
     with pytest.raises(OutOfMemoryError), raising_load_errors("m", "pytorch"):
         raise MemoryError
+
+
+def test_a_refusal_by_pydantic_is_told_by_what_is_wrong() -> None:
+    from pydantic import BaseModel, model_validator
+
+    class Plan(BaseModel):
+        size: int = 1
+
+        @model_validator(mode="after")
+        def refuse(self) -> Plan:
+            raise ValueError("Model architectures ['X'] are not supported")
+
+    for fields, told in (({}, r"architectures \['X'\] are not supported$"), ({"size": "no"}, "size: Input should be")):
+        with pytest.raises(ModelLoadError, match=told), raising_load_errors("m", "vllm"):
+            Plan(**fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
@@ -45,17 +44,6 @@ def test_what_is_switched_off_is_unavailable_and_says_so(name: str) -> None:
 def test_with_optimization_off_pytorch_alone_is_left() -> None:
     settings = models.settings(enabled=False)
     assert [name for name in ENGINE_NAMES if detect(name, settings).available] == ["pytorch"]
-
-
-@pytest.mark.parametrize("name", ["vllm"])
-def test_engines_of_later_releases_say_that_they_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda library, package=None: object() if library == name else original(library, package),
-    )
-    assert detect(name, models.settings()).reason == f"the {name} engine is not part of this release"
 
 
 def test_the_fake_engine_is_there_when_asked_for_by_name() -> None:

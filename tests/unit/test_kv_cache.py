@@ -153,7 +153,7 @@ def test_memory_that_is_needed_is_freed() -> None:
     for name in ("a", "b", "c"):
         cache.store_cache(key(name), [1, 2], Kept(2))
     assert cache.evict(1) == MB
-    cache.limit(1, "fifo")
+    cache.reconfigure(CacheSettings(max_memory_mb=1, eviction_policy="fifo"))
     assert cache.used_bytes == MB
     assert cache.evict_all() == MB
     assert (cache.used_bytes, cache.evict_all()) == (0, 0)

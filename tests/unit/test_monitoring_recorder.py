@@ -10,7 +10,7 @@ def test_given_counts_and_observations_when_taken_then_each_increase_is_there_on
     recorder = Recorder()
     recorder.count(instruments.REQUESTS, "m", "onnx", "success", by=3)
     recorder.observe(instruments.BATCH_SIZE, "m", values=[1, 2, 600])
-    recorder.observe_alike(instruments.BATCH_SIZE, "m", value=2, times=4)
+    recorder.observe(instruments.BATCH_SIZE, "m", values=[2] * 4)
     taken = recorder.take()
     assert taken.counters == {("inference_requests_total", ("m", "onnx", "success")): 3}
     cells = taken.histograms["batch_size", ("m",)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
@@ -11,10 +12,13 @@ from celery.beat import EmbeddedService
 from muai_batching.serving import QuietConsumer, serve
 from muai_config import celery_settings, load_settings
 from muai_config.queues import CONTROL, WORKFLOW, engine_queue
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.monitoring.recorder import recorder
 
 if TYPE_CHECKING:
     from muai_config import Settings
     from muai_config.engines import EngineName
+    from muai_producers.runtime_config.live import LiveSettings
 
 
 def create_engine_app(settings: Settings, engine: EngineName, name: str) -> Celery:
@@ -31,15 +35,33 @@ def create_engine_app(settings: Settings, engine: EngineName, name: str) -> Cele
     return app
 
 
-def create_control_app(settings: Settings) -> Celery:
-    """The application of the control worker and of beat."""
+def create_control_app(settings: Settings, name: str = "control") -> Celery:
+    """The application of the control worker and of beat.
+
+    Args:
+        name: the worker's name, as `muai config status` shows it.
+    """
+    from muai_producers.runtime_config.live import LiveSettings
     from muai_workers.control.tasks import register
 
     app = Celery("muai.control", set_as_current=False)
     app.conf.update(celery_settings(settings, "control"))
     app.conf.worker_consumer = QuietConsumer
-    register(app, settings)
+    live = LiveSettings(settings, f"{name}@{socket.gethostname()} (control)")
+    register(app, live)
+    signals.worker_init.connect(lambda **_: _follow(live), weak=False)
     return app
+
+
+def _follow(live: LiveSettings) -> None:
+    """Follow the runtime configuration for as long as this process is a worker."""
+    from muai_producers.runtime_config.following import ConfigFollower
+
+    follower = ConfigFollower(live)
+    follower.start()
+    # Once it is ready: Celery sets signal handlers of its own before.
+    signals.worker_ready.connect(lambda **_: follower.take_sighup(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: follower.close(), weak=False)
 
 
 def run_engine_worker(
@@ -67,10 +89,19 @@ def run_control(
     Args:
         beat: one control worker of a fleet runs beat; its tasks are locked, so a second one does no harm.
     """
-    app = create_control_app(settings)
+    from muai_workers.monitoring.machine import MachineWatch
+
+    name = name or f"control-{os.getpid()}"
+    app = create_control_app(settings, name)
     if beat:
         _embed_beat(app)
-    serve(app, name=name or f"control-{os.getpid()}", queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+    watch, pusher = MachineWatch(recorder), start_pushing(settings, "control", name)
+    try:
+        serve(app, name=name, queues=[CONTROL, WORKFLOW], pool="threads", log_level=log_level)
+    finally:
+        watch.close()
+        if pusher is not None:
+            pusher.close()
 
 
 def _embed_beat(app: Celery) -> None:

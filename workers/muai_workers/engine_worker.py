@@ -19,11 +19,17 @@ from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
 from muai_config.engines import FAKE
 from muai_config.queues import engine_queue
+from muai_config.slots import slots_of
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.messages import RUN_BATCH_TASK
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 from muai_producers.wire import Batch
 from muai_workers.announcing import Announcer
@@ -31,6 +37,8 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.monitoring.machine import MachineWatch
+from muai_workers.monitoring.models import ModelWatch
 from muai_workers.monitoring.sampling import end_sampling, offer_sampling
 
 if TYPE_CHECKING:
@@ -72,10 +80,13 @@ class EngineWorker:
     """
 
     def __init__(self, settings: Settings, engine: EngineName, name: str) -> None:
-        self._settings = settings
         # With the host, as in Flower: process ids repeat from container to container.
         self._name = f"{name}@{socket.gethostname()}"
         self._started_at = time.time()
+        self.live = LiveSettings(settings, f"{self._name} (worker)")
+        self._follower = ConfigFollower(self.live)
+        self._follower.start()
+        self._settings = settings = self.live.current
         self.engine = _make_engine(engine, settings)
         availability = self.engine.availability()
         if not availability.available:
@@ -87,19 +98,23 @@ class EngineWorker:
             result_ttl_s=settings.queue.result_ttl_s,
         )
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-        self.recorder = recorder_for(settings)
-        self.runner = BatchRunner(settings, self.engine, store, identity, recorder=self.recorder)
+        self.statistics = recorder_for(settings)
+        self.runner = BatchRunner(settings, self.engine, store, identity, statistics=self.statistics)
+        self.live.subscribe(self.engine.reconfigure, settings)
+        self.live.subscribe(self.runner.reconfigure, settings)
+        self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
+        self._pusher = start_pushing(settings, "engine", name)
         self._announcer = Announcer(Fleet(store), self._record)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
 
     def _record(self) -> WorkerRecord:
-        queue = self._settings.queue
+        slots = slots_of(self._settings, self.engine.name)  # type: ignore[arg-type]
         return WorkerRecord(
             name=self._name,
             engine=self.engine.name,
-            slots=queue.worker_concurrency,
-            ahead=queue.worker_prefetch,
+            slots=slots.running,
+            ahead=slots.ahead,
             pid=os.getpid(),
             host=socket.gethostname(),
             gpu=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -122,6 +137,7 @@ class EngineWorker:
     def open(self) -> None:
         """Say that work can come."""
         log.info("%s: %s", self.engine.name, self._device)
+        self._follower.take_sighup()
         self._announcer.start()
 
     def withdraw(self) -> None:
@@ -132,8 +148,13 @@ class EngineWorker:
     def close(self) -> None:
         """Free what the process holds, once no batch runs any more."""
         self._announcer.stop()
+        self._follower.close()
         self.runner.close()
         self.engine.close()
+        for watch in self._watches:
+            watch.close()
+        if self._pusher is not None:
+            self._pusher.close()
 
 
 def _make_engine(engine: EngineName, settings: Settings) -> Engine:
@@ -153,6 +174,8 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
         worker = held[0]
         runner = worker.runner
+        if (task.request.delivery_info or {}).get("redelivered"):
+            recorder.count(instruments.REDELIVERIES, "batch")
         # Known to this thread alone; our Redis transport sends it along, AMQP does not.
         tag: int = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else 0
 
@@ -188,7 +211,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = EngineWorker(settings, engine, name)
         worker.preload()
         held.append(worker)
-        offer_sampling(app, settings, worker.recorder)
+        offer_sampling(app, settings, worker.statistics)
 
     def ready(**_: Any) -> None:
         held[0].open()

@@ -17,6 +17,7 @@ import redis
 
 from muai_batching.routing import attempt, chain_spent, cools_engine, route
 from muai_config.engines import ALL_ENGINES
+from muai_config.slots import slots_of
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -29,7 +30,11 @@ from muai_producers.errors import (
     RequestError,
 )
 from muai_producers.fleet import Fleet
-from muai_producers.performance.recorder import NullRecorder, Recorder
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.outcomes import record_failure
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
+from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
 from muai_producers.performance.series import Series
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
@@ -37,6 +42,7 @@ from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResul
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
+from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
 from muai_workers.streaming import RunStreams, StreamWriter, steady
@@ -72,6 +78,7 @@ class _Run:
     """Requests that this engine did not serve, through no fault of theirs."""
     positions: dict[str, int] = field(default_factory=dict)
     """Where each request stands in the batch."""
+    served: list[tuple[InferenceRequest, InferenceResult]] = field(default_factory=list)
     told_of_all: dict[str, Any] = field(default_factory=dict)
     """What the metadata of each of its results says alike."""
     again: list[Batch] = field(default_factory=list)
@@ -94,7 +101,8 @@ class BatchRunner:
 
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
-        recorder: takes in how long requests took and how they ended.
+        statistics: takes in how long requests took and how they ended.
+        recorder: what the metrics are told.
         wall_s: wall-clock seconds.
     """
 
@@ -106,10 +114,12 @@ class BatchRunner:
         identity: WorkerIdentity,
         *,
         relieve: Callable[[], None] | None = None,
-        recorder: Recorder | None = None,
+        statistics: StatisticsRecorder | None = None,
         wall_s: Callable[[], float] = time.time,
+        recorder: Recorder = own_recorder,
     ) -> None:
         self.settings = settings
+        self._recorder = recorder
         self.engine = engine
         self.identity = identity
         self.writer = ResultWriter(store)
@@ -119,13 +129,14 @@ class BatchRunner:
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
         self._relieve = relieve
-        self._recorder = recorder or NullRecorder()
+        self._statistics = statistics or NullRecorder()
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
         """Of each model's last batch."""
         # Threads of its own for the engine: libraries keep a pool of helpers for each thread that calls them, and
         # those of a thread that stands by would take the cores of the one at work.
-        self._engine_threads = ThreadPoolExecutor(settings.queue.worker_concurrency, thread_name_prefix="muai-engine")
+        slots = slots_of(settings, engine.name)  # type: ignore[arg-type]
+        self._engine_threads = ThreadPoolExecutor(slots.running, thread_name_prefix="muai-engine")
 
     def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
@@ -149,13 +160,17 @@ class BatchRunner:
         log.error("batch %s cannot be read: %s", batch_id, error)
         self._dead_letters.add_message(batch_id, content, MalformedMessageError(f"the batch cannot be read: {error}"))
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Work by these settings from now on."""
+        self.settings = settings
+
     def close(self) -> None:
         """Write what is left to write, once nothing runs any more."""
         self._engine_threads.shutdown()
         self._aborts.close()
         self._streams.close()
         self.writer.close()
-        self._recorder.close()
+        self._statistics.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
@@ -199,6 +214,7 @@ class BatchRunner:
             size=0 if run.again else len(run.requests),
             moved=[(part.engine, part.id) for part in run.again],
         )
+        record_served(self._recorder, run.batch.model, run.batch.engine, run.served)
 
     def _start(self, batch: Batch) -> _Run:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
@@ -209,7 +225,7 @@ class BatchRunner:
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic())
         series = Series(batch.model, batch.engine, batch.task)
-        run.figures = RunFigures(self._recorder, series, pads=not self.engine.capabilities.continuous_batching)
+        run.figures = RunFigures(self._statistics, series, pads=not self.engine.capabilities.continuous_batching)
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
         run.told_of_all = {
             "model": batch.model,
@@ -242,15 +258,23 @@ class BatchRunner:
             missing = ModelLoadError(f"the catalog of worker {self.identity.name} has no model {batch.model!r}")
             return self._elsewhere(run, dict.fromkeys((request.id for request in run.requests), missing))
         streams = self._streams.open(run.requests)
+        first_pieces = FirstPieces(run.requests)
+
+        def tell(piece: Piece) -> None:
+            first_pieces.seen(piece.request_id, self._wall_s())
+            streams.tell(piece)
+
         with self._aborts.watching(run.requests) as watched:
             report = run_isolated(
                 lambda requests: self._run_engine(spec, batch, requests, streams, watched),
                 run.requests,
                 lambda completion: self._complete(run, completion, streams, watched),
-                on_piece=streams.tell,
+                on_piece=tell,
                 prepare=lambda: self._prepare(spec),
                 relieve=self._relieve,
             )
+        self._recorder.observe(instruments.FIRST_TOKEN, batch.model, batch.engine, values=first_pieces.times_s)
+        record_run(self._recorder, batch.model, batch.engine, len(run.requests), len(run.failed))
         if report.engine_failure is not None and cools_engine(report.engine_failure):
             reason = report.engine_failure.message
             log.warning("%s cannot serve %s: %s", batch.engine, batch.model, reason)
@@ -291,6 +315,7 @@ class BatchRunner:
             streams.finish(request.id)
         if completion.output is not None:
             result = self._result(run, request, completion.output)
+            run.served.append((request, result))
             self.writer.write(success_answer(request, result))
             run.figures.served(result)
         elif isinstance(completion.error, EngineError):
@@ -338,6 +363,7 @@ class BatchRunner:
                 continue
             way = route(run.batch.chain, run.batch.model, view)
             history += way.skipped
+            record_fallback(self._recorder, run.batch.model, run.batch.engine, way.engine, len(requests))
             if way.engine is None:
                 self._end(requests, chain_spent(run.batch.model, history), history)
                 continue
@@ -384,10 +410,11 @@ class BatchRunner:
     def _fail(self, request: InferenceRequest, error: MuaiError) -> None:
         if not isinstance(error, RequestError):
             log.warning("request %s failed: %s", request.id, error)
+        record_failure(self._recorder, request.model, request.tenant, error, self.engine.name)
         self.writer.write(_failure(request, error))
         spec = self.settings.models.get(request.model)
         task = request.task or (spec.task if spec is not None else "")
-        self._recorder.failed(
+        self._statistics.failed(
             Series(request.model, self.engine.name, task), error.code, _ms(request.submitted_at, self._wall_s())
         )
 

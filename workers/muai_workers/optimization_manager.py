@@ -21,11 +21,16 @@ from muai_batching.routing import (
 )
 from muai_config import ModelSpec, Settings
 from muai_producers.errors import EngineError, EngineUnavailableError, InvalidRequestError, MuaiError
+from muai_producers.monitoring.outcomes import record_failure
+from muai_producers.monitoring.recorder import Recorder
+from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.wire import Attempt, InferenceRequest, InferenceResult, Parameters
 from muai_workers.engines.base import Availability, Completion, Engine, EngineOutput
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.engines.registry import ENGINE_NAMES, create_engine
 from muai_workers.model_manager import ModelManager, build_request, find_model
+from muai_workers.monitoring.models import ModelWatch
+from muai_workers.monitoring.serving import record_run, record_served
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +64,18 @@ class OptimizationManager:
         model_manager: ModelManager | None = None,
         engines: Mapping[str, Engine] | None = None,
         now_s: Callable[[], float] = time.monotonic,
+        recorder: Recorder = own_recorder,
     ) -> None:
         """
         Args:
             model_manager: runs what falls to PyTorch; None: one of its own.
             engines: the engines to use, by name; None: those of the registry, each made when first needed.
+            recorder: what the metrics are told; a `PrometheusExporter(source=…)` shows it.
         """
         self._settings = settings
         self._now_s = now_s
+        self._recorder = recorder
+        self._watches: list[ModelWatch] = []
         self._given = None if engines is None else dict(engines)
         self._models = model_manager or ModelManager(settings, None if engines is None else engines.get("pytorch"))
         self._checks: dict[str, _Check] = {}
@@ -125,7 +134,43 @@ class OptimizationManager:
             run = _ChainRun(list(requests.values()))
             self._follow_chain(spec, self._chain(spec, preference), run)
             answers |= {index: run.answers[request.id] for index, request in requests.items()}
+            self._record(spec.name, [(request, run.answers[request.id]) for request in requests.values()])
         return [answers[index] for index in range(len(inputs))]
+
+    def load_model(self, model_name: str) -> str:
+        """Load the model on the first engine of its chain that can, so that its first request need not wait for it;
+        returns that engine's name.
+
+        Raises:
+            ModelNotFoundError: the catalog has no such model.
+            EngineError: as the last engine raised it, or none can serve the model.
+        """
+        spec = find_model(self._settings, model_name)
+        error: EngineError = EngineUnavailableError(f"no engine can serve {model_name}", {"model": model_name})
+        for name in self.get_available_engines(model_name):
+            engine = self._check(name).engine
+            assert engine is not None  # an engine that was not made is not available
+            try:
+                if name == "pytorch":
+                    self._models.load_model(model_name)
+                else:
+                    engine.load(spec)
+            except EngineError as failure:
+                logger.warning("%s cannot load %s: %s", name, model_name, failure)
+                error = failure
+            else:
+                return name
+        raise error
+
+    def _record(self, model: str, answered: Sequence[tuple[InferenceRequest, InferenceResult | MuaiError]]) -> None:
+        served: dict[str, list[tuple[InferenceRequest, InferenceResult]]] = {}
+        for request, answer in answered:
+            if isinstance(answer, MuaiError):
+                record_failure(self._recorder, model, request.tenant, answer)
+            else:
+                served.setdefault(answer.engine_used, []).append((request, answer))
+        for engine, pairs in served.items():
+            record_served(self._recorder, model, engine, pairs)
 
     def get_available_engines(self, model_name: str) -> list[str]:
         """The engines that can serve the model now, in the order in which they would be tried.
@@ -149,6 +194,8 @@ class OptimizationManager:
         for check in self._checks.values():
             if check.engine is not None:
                 check.engine.close()
+        for watch in self._watches:
+            watch.close()
 
     def _preference(self, preference: str | Sequence[str] | None) -> tuple[str, ...]:
         names = (preference,) if isinstance(preference, str) else tuple(preference or ())
@@ -201,6 +248,7 @@ class OptimizationManager:
                     engine.load(spec)
 
             report = run_isolated(lambda part: engine.run(spec, task, part), batch, complete, prepare=load)
+        record_run(self._recorder, spec.name, name, len(batch), sum(request.id in run.left for request in batch))
         failure = report.engine_failure
         with self._lock:
             state = self._cooling.get((name, spec.name), EngineState(True))
@@ -241,6 +289,7 @@ class OptimizationManager:
                 engine = create_engine(name, self._settings)
         except EngineUnavailableError as error:
             return _Check(None, Availability(False, error.message), now)
+        self._watches.append(ModelWatch(engine, self._recorder))
         return _Check(engine, engine.availability(), now)
 
     def _status(self, name: str) -> EngineStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muai_producers.errors import MuaiError
-from muai_producers.performance.recorder import Recorder
+from muai_producers.performance.recorder import StatisticsRecorder
 from muai_producers.performance.series import Series
 from muai_producers.wire import InferenceResult
 
@@ -20,7 +20,7 @@ class RunFigures:
         pads: whether the engine pads the requests of a batch to the longest of them.
     """
 
-    recorder: Recorder
+    recorder: StatisticsRecorder
     series: Series
     pads: bool
     num_served: int = 0

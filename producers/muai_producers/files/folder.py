@@ -4,6 +4,7 @@ its name is whole."""
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import time
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from muai_producers.cli.invocation import home_folder
-from muai_producers.files.records import DiskFullError
+from muai_producers.files.records import DiskFullError, FileUnavailableError
 
 if TYPE_CHECKING:
     from muai_config import Settings
 
+log = logging.getLogger(__name__)
+NOT_WRITABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR})
 PARTIAL = ".partial-"
 PARTIAL_KEPT_S = 86_400.0
 
@@ -26,7 +29,7 @@ class FileFolder:
     """The folder. It is made when first written to.
 
     Raises:
-        DiskFullError: from whatever writes.
+        DiskFullError, FileUnavailableError: from whatever writes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +52,7 @@ class FileFolder:
     def writing(self) -> Iterator[tuple[BinaryIO, Path]]:
         """A new file to write and, afterwards, to `keep` or to forget: it is deleted where it was not kept."""
         partial = self.path / f"{PARTIAL}{secrets.token_hex(12)}"
-        with refusing_a_full_disk():
+        with refusing_bad_disks():
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = partial.open("xb")
         try:
@@ -60,7 +63,7 @@ class FileFolder:
 
     def keep(self, file: BinaryIO, partial: Path, file_id: str) -> None:
         """Give a file that was written its name, once it is on the disk."""
-        with refusing_a_full_disk():
+        with refusing_bad_disks():
             file.flush()
             os.fsync(file.fileno())
             partial.rename(self.content(file_id))
@@ -79,7 +82,9 @@ class FileFolder:
             return 0
         before_s, swept = (time.time() if now_s is None else now_s) - PARTIAL_KEPT_S, 0
         for path in self.path.iterdir():
-            if _modified_s(path) < before_s and (path.name.startswith(PARTIAL) or not is_wanted(path.stem)):
+            if _modified_s(path) < before_s and (
+                path.name.startswith(PARTIAL) or not is_wanted(path.name.partition(".")[0])
+            ):
                 path.unlink(missing_ok=True)
                 swept += 1
         return swept
@@ -93,11 +98,16 @@ def _modified_s(path: Path) -> float:
 
 
 @contextmanager
-def refusing_a_full_disk() -> Iterator[None]:
-    """Raises: DiskFullError: instead of the system's own error."""
+def refusing_bad_disks() -> Iterator[None]:
+    """Raises: DiskFullError, FileUnavailableError: instead of the system's own error."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError("the disk that files are kept on is full (gateway.files.folder)") from error
+        if error.errno in NOT_WRITABLE:
+            log.error("files cannot be kept: %s", error)
+            raise FileUnavailableError(
+                "files cannot be kept here: the folder cannot be written to (gateway.files.folder)"
+            ) from error
         raise

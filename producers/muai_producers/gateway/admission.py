@@ -14,6 +14,9 @@ from muai_producers.errors import BrokerError, MuaiError, QueueFullError
 from muai_producers.gateway.pace import Pace
 from muai_producers.gateway.results import ResultHub
 from muai_producers.keys import NO_LIMITS, TenantLimits
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.outcomes import status_of
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Limits, Store
 from muai_producers.wire import InferenceRequest
 
@@ -50,10 +53,10 @@ class Admission:
     """Runs on one thread: see `admit`.
 
     Args:
-        limits: what holds for tenants whose keys say nothing else.
+        limits: gives what holds now for tenants whose keys say nothing else.
     """
 
-    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Limits) -> None:
+    def __init__(self, submit: SubmitWithin, store: Store, hub: ResultHub, limits: Callable[[], Limits]) -> None:
         self._submit = submit
         self._store = store
         self._hub = hub
@@ -72,6 +75,7 @@ class Admission:
             if len(kept) < len(awaited):  # what was refused would be listened for as long as the gateway lives
                 self._hub.listen(kept)
                 watch.close()
+        _record_refusals(submissions, outcomes)
         self._look(is_asked=len(awaited) < len(submissions))
         return [self._told(submission, outcome) for submission, outcome in zip(submissions, outcomes, strict=True)]
 
@@ -92,7 +96,7 @@ class Admission:
 
     def _within(self, max_requests: int | None, max_tokens: int | None) -> Limits:
         own = {"tenant_max_requests": max_requests, "tenant_max_tokens": max_tokens}
-        return dataclasses.replace(self._limits, **{name: value for name, value in own.items() if value is not None})
+        return dataclasses.replace(self._limits(), **{name: value for name, value in own.items() if value is not None})
 
     def _look(self, *, is_asked: bool) -> None:
         """See how many are in flight, where somebody asked; and how fast they are answered, now and then."""
@@ -125,6 +129,13 @@ class Admission:
         if wait_s is None:
             return error
         return QueueFullError(error.message, {**error.details, "retry_after_s": round(max(1.0, wait_s), 1)})
+
+
+def _record_refusals(submissions: Sequence[Submission], outcomes: Sequence[str | MuaiError]) -> None:
+    for submission, outcome in zip(submissions, outcomes, strict=True):
+        if isinstance(outcome, MuaiError):
+            recorder.count(instruments.REFUSED, outcome.code)
+            recorder.count(instruments.TENANT_REQUESTS, submission.request.tenant, status_of(outcome))
 
 
 def admit_each(submit: Submit, requests: Sequence[InferenceRequest]) -> list[str | MuaiError]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
+import socket
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -38,7 +40,10 @@ from muai_producers.gateway.streams import StreamHub
 from muai_producers.gateway.watch_routes import WatchRoutes
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
+from muai_producers.monitoring.pushing import MetricsPusher, start_pushing
 from muai_producers.rates import Rates
+from muai_producers.runtime_config.following import ConfigFollower
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Limits
 
 if TYPE_CHECKING:
@@ -56,7 +61,11 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         server = settings.monitoring.server
-        self._client = InferenceClient(settings)
+        self._settings = settings
+        self._pusher: MetricsPusher | None = None
+        self.live = LiveSettings(settings, f"{socket.gethostname()}-{os.getpid()} (gateway)")
+        self._follower = ConfigFollower(self.live)
+        self._client = InferenceClient(settings, live=self.live)
         self._listener_client = state_client(settings.queue.state_url)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="muai-gateway")
         self.hub = ResultHub(self._client.store, self._listener_client, self._executor)
@@ -65,7 +74,7 @@ class Gateway:
         self.drain = Drain(server.graceful_shutdown_timeout, self._hurry)
         self._observer = Observer(settings, self._executor)
         store = self._client.store
-        admission = Admission(self._submit, store, self.hub, self._client.limits)
+        admission = Admission(self._submit, store, self.hub, lambda: self._client.limits)
         gateway = settings.gateway
         self.doorkeeper = Doorkeeper(
             Keys(store, gateway.keys_file),
@@ -102,13 +111,20 @@ class Gateway:
 
     def start(self) -> None:
         """Belong to the running event loop."""
+        self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self._follower.start()
+        self._follower.take_sighup()
         self.hub.start()
         self.streams.start()
         self.drain.take_signals()
+        self._pusher = start_pushing(self._settings, "gateway", "gateway")
 
     def close(self) -> None:
         """Close connections and threads."""
+        self._follower.close()
         self.drain.close()
+        if self._pusher is not None:
+            self._pusher.close()
         self.hub.close()
         self.streams.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -137,6 +153,8 @@ def create_gateway(settings: Settings) -> FastAPI:
         docs_url=None,  # the pages that these would be come from other people's servers
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own looks for providers several times per request, a twentieth of what one costs.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         exception_handlers={MuaiError: answer_muai_error, HTTPException: answer_http_error},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -82,9 +81,9 @@ class Doorkeeper:
         self._required = required
         self._cache_s = cache_s
         self._sessions = sessions
-        self._executor = executor
         self._known: dict[str, tuple[float, KeyRecord | None]] = {}
         self._lookups: Coalescer[str, KeyRecord | None] = Coalescer(self._find, executor, max_items=500)
+        self._session_lookups: Coalescer[str, str | None] = Coalescer(self._key_ids, executor, max_items=500)
         self._charges: Coalescer[Charge, float] = Coalescer(self._take, executor, max_items=500)
 
     async def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
@@ -131,8 +130,7 @@ class Doorkeeper:
         """
         if self._sessions is None:
             raise UnauthorizedError("there is no console, so there are no sessions of it")
-        loop, sessions = asyncio.get_running_loop(), self._sessions
-        key_id = await loop.run_in_executor(self._executor, lambda: _asking(sessions.key_ids, [session])[0])
+        key_id = await self._session_lookups.add(session)
         record = None if key_id is None else await self._record(key_id)
         if record is None:
             raise UnauthorizedError("the session has ended; sign in again")
@@ -167,6 +165,10 @@ class Doorkeeper:
 
     def _find(self, key_ids: Sequence[str]) -> list[KeyRecord | None]:
         return _asking(self._keys.find, key_ids)
+
+    def _key_ids(self, sessions: Sequence[str]) -> list[str | None]:
+        assert self._sessions is not None
+        return _asking(self._sessions.key_ids, sessions)
 
     def _take(self, charges: Sequence[Charge]) -> list[float]:
         return _asking(self._rates.take, charges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+import time
 from collections.abc import Container, Iterable
 
 from starlette.requests import ClientDisconnect
@@ -15,9 +16,12 @@ from muai_producers.gateway.callers import CALLER_KEY, Doorkeeper
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.failures import REQUEST_ID_KEY, DrainingError, error_response
 from muai_producers.gateway.reading import TRACE_KEY
+from muai_producers.monitoring import instruments
+from muai_producers.monitoring.recorder import recorder
 from muai_producers.wire import TraceHeader
 
 log = logging.getLogger(__name__)
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -52,11 +56,13 @@ class Edge:
         if trace:
             told.append((b"traceparent", trace["traceparent"].encode()))
         has_begun = False
+        arrived_s = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
+                _record(scope, message["status"], time.perf_counter() - arrived_s)
                 # A connection that stays open is one whose next request meets a server that is gone.
                 parting = [(b"connection", b"close")] if self._drain.draining else []
                 message["headers"] = [*message["headers"], *told, *parting]
@@ -89,6 +95,15 @@ class Edge:
             await self._app(scope, receive, send)
         finally:
             self._drain.num_active -= 1
+
+
+def _record(scope: Scope, status: int, took_s: float) -> None:
+    # The route as it is declared, not the path: ids in paths would make a series of each.
+    route = getattr(scope.get("route"), "path", None) or instruments.OTHER
+    method = scope["method"] if scope["method"] in METHODS else instruments.OTHER
+    recorder.record(
+        (instruments.HTTP_REQUESTS, (route, method, str(status)), 1), (instruments.HTTP_SECONDS, (route,), (took_s,))
+    )
 
 
 def _trace(headers: Iterable[tuple[bytes, bytes]]) -> dict[TraceHeader, str]:

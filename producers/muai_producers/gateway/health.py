@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -22,7 +22,8 @@ from muai_producers.alerts.records import Alert
 from muai_producers.alerts.store import AlertStore
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet, FleetView
-from muai_producers.monitoring.guard import guarded
+from muai_producers.monitoring.guard import guarded, standings
+from muai_producers.monitoring.shared import SharedMetrics, degraded_parts
 from muai_producers.scheduled import TaskRuns, overdue
 from muai_producers.store import Store
 
@@ -72,6 +73,8 @@ class Picture:
     broker_error: str | None
     fleet: FleetView
     in_flight: int | None
+    monitoring: Mapping[str, str] = field(default_factory=dict)
+    """Parts of monitoring that do not work somewhere, and why."""
     overdue: tuple[str, ...] = ()
     """A sentence for each scheduled task that should have run."""
     alerts: tuple[Alert, ...] = ()
@@ -84,6 +87,7 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     fatal = _unreachable(picture)
     warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
     warnings += [] if fatal else _watched(picture)
+    warnings += [f"{part} do not work: {reason}" for part, reason in sorted(picture.monitoring.items())]
     if draining:
         warnings.append("this gateway is stopping")
     return Health(
@@ -169,6 +173,7 @@ class Observer:
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._fleet = Fleet(self._store)
         self._runs, self._alerts = TaskRuns(self._store), AlertStore(self._store)
+        self._metrics = SharedMetrics(self._store)
         self._executor = executor
         self._broker = None if settings.queue.broker_url == settings.queue.state_url else _broker_probe(settings)
         self._looking: asyncio.Future[Picture] | None = None
@@ -194,7 +199,11 @@ class Observer:
         told, alerts = self._watched() if state_error is None else ((), ())
         broker_error = state_error if self._broker is None else self._broker()
         self._looked_s = time.monotonic()
-        return Picture(state_error, broker_error, fleet, in_flight, told, alerts)
+        monitoring = dict(standings.degraded())
+        if state_error is None:
+            with guarded("metrics"):
+                monitoring |= degraded_parts(self._metrics.processes())
+        return Picture(state_error, broker_error, fleet, in_flight, monitoring, told, alerts)
 
     def _watched(self) -> tuple[tuple[str, ...], tuple[Alert, ...]]:
         """What control workers tell: tasks that are overdue, alerts that last."""

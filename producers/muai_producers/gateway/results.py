@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Sequence
@@ -67,7 +68,9 @@ class ResultHub:
 
     def new_id(self) -> str:
         """A UUID whose last part names this hub, so that whoever cancels the request knows who listens for it."""
-        return f"{str(uuid.uuid4())[:-OWNER_LENGTH]}{self._owner}"
+        chance = os.urandom(10).hex()
+        variant = "89ab"[int(chance[18], 16) % 4]
+        return f"{chance[:8]}-{chance[8:12]}-4{chance[12:15]}-{variant}{chance[15:18]}-{self._owner}"
 
     def channel_of(self, request_id: str) -> str:
         """The reply channel of whoever submitted a request; a channel without listeners for ids of other makes."""

@@ -65,6 +65,11 @@ class DirectRoute(APIRoute):
 class Routes:
     """The endpoints of one gateway."""
 
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on, as far as they are reloadable."""
+        self._settings = settings
+        self.builder.on_settings(settings)
+
     def __init__(
         self,
         settings: Settings,

@@ -145,6 +145,10 @@ class RequestBuilder:
         self._webhooks = HookPolicy(settings.gateway.webhooks)
         self.max_body_bytes = settings.queue.max_payload_mb * 1_000_000
 
+    def on_settings(self, settings: Settings) -> None:
+        """Build by these settings from now on, as far as they are reloadable."""
+        self._settings = settings
+
     def build(
         self,
         body: InferenceBody,

@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from muai_producers.errors import InvalidRequestError, MalformedMessageError, PayloadTooLargeError
-from muai_producers.files.folder import refusing_a_full_disk
+from muai_producers.files.folder import refusing_bad_disks
 from muai_producers.gateway.failures import UnsupportedMediaTypeError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class UploadReader:
 
     def _feed(self, data: bytes) -> None:
         try:
-            with refusing_a_full_disk():
+            with refusing_bad_disks():
                 if data:
                     self._parser.write(data)
         except FormParserError as error:

@@ -172,6 +172,14 @@ GPU_UTILIZATION = _gauge(
 )
 GPU_TEMPERATURE = _gauge("muai_gpu_temperature_celsius", "Temperature of a GPU.", "gpu_id", "host", merge="latest")
 GPU_POWER = _gauge("muai_gpu_power_watts", "Power that a GPU draws.", "gpu_id", "host", merge="latest")
+GPU_STATE = _gauge(
+    "muai_gpu_state",
+    "1 for the state that a watched GPU is in: ok, degraded, failed or unseen.",
+    "gpu_id",
+    "host",
+    "state",
+    merge="latest",
+)
 MEMORY_USED = _gauge("muai_memory_used_bytes", "Memory in use on a host.", "host", merge="latest")
 MEMORY_TOTAL = _gauge("muai_memory_total_bytes", "Memory of a host.", "host", merge="latest")
 

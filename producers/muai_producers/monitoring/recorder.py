@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from muai_producers.monitoring.guard import guarded
@@ -21,6 +21,8 @@ Series = tuple[str, Labels]
 """Instrument's name, and its label values in order."""
 Reading = tuple[Instrument, Labels, float]
 """A gauge as it stands."""
+Entry = tuple[Instrument, Labels, float | Sequence[float]]
+"""A counter and its increase, or a histogram and what was observed."""
 Sampler = Callable[[], Iterable[Reading]]
 
 
@@ -58,43 +60,38 @@ class Recorder:
         """False: whatever is recorded is forgotten at once."""
         self._lock = threading.Lock()
         self._gathered = Gathered()
-        self._known: dict[str, set[Labels]] = {}
+        self._known: set[Series] = set()
+        self._num_series: dict[str, int] = {}
         self._gauges: dict[Series, Reading] = {}
         self._samplers: list[Sampler] = []
 
     @guarded("metrics")
-    def count(self, instrument: Instrument, *labels: str, by: float = 1.0) -> None:
-        """Add to a counter."""
-        if not self.enabled or by <= 0:
-            return
-        with self._lock:
-            series = self._series(instrument, labels)
-            counters = self._gathered.counters
-            counters[series] = counters.get(series, 0.0) + by
-
-    @guarded("metrics")
-    def observe(self, instrument: Instrument, *labels: str, values: Iterable[float]) -> None:
-        """Add observations to a histogram."""
+    def record(self, *entries: Entry) -> None:
+        """Add increases of counters and observations of histograms, all at once: what a batch costs is this call."""
         if not self.enabled:
             return
-        buckets = instrument.buckets
         with self._lock:
-            cells = self._cells(instrument, labels)
-            total = 0.0
-            for value in values:
-                cells[bisect_left(buckets, value)] += 1
-                total += value
-            cells[-1] += total
+            counters, histograms, known = self._gathered.counters, self._gathered.histograms, self._known
+            for instrument, labels, what in entries:
+                series: Series = (instrument.name, labels)
+                if series not in known:
+                    series = self._admitted(instrument, labels)
+                if isinstance(what, float | int):
+                    if what > 0:
+                        counters[series] = counters.get(series, 0.0) + what
+                    continue
+                cells = histograms.get(series)
+                if cells is None:
+                    cells = histograms[series] = [0.0] * (len(instrument.buckets) + 2)
+                _observe(instrument.buckets, cells, what)
 
-    @guarded("metrics")
-    def observe_alike(self, instrument: Instrument, *labels: str, value: float, times: int) -> None:
-        """Add the same observation several times."""
-        if not self.enabled or times <= 0:
-            return
-        with self._lock:
-            cells = self._cells(instrument, labels)
-            cells[bisect_left(instrument.buckets, value)] += times
-            cells[-1] += value * times
+    def count(self, instrument: Instrument, *labels: str, by: float = 1.0) -> None:
+        """Add to a counter."""
+        self.record((instrument, labels, by))
+
+    def observe(self, instrument: Instrument, *labels: str, values: Sequence[float]) -> None:
+        """Add observations to a histogram."""
+        self.record((instrument, labels, values))
 
     @guarded("metrics")
     def set(self, instrument: Instrument, *labels: str, value: float) -> None:
@@ -102,7 +99,7 @@ class Recorder:
         if not self.enabled:
             return
         with self._lock:
-            series = self._series(instrument, labels)
+            series = self._admitted(instrument, labels)
             self._gauges[series] = (instrument, series[1], value)
 
     def sample_from(self, sampler: Sampler) -> None:
@@ -130,24 +127,27 @@ class Recorder:
                 readings += sampler()
         return readings
 
-    def _cells(self, instrument: Instrument, labels: Labels) -> list[float]:
-        series = self._series(instrument, labels)
-        cells = self._gathered.histograms.get(series)
-        if cells is None:
-            cells = self._gathered.histograms[series] = [0.0] * (len(instrument.buckets) + 2)
-        return cells
+    def _admitted(self, instrument: Instrument, labels: Labels) -> Series:
+        """The series that counts for these labels; its own, as long as there are not too many."""
+        labels = tuple(_tidy(value) for value in labels)
+        if len(labels) != len(instrument.labels):
+            raise ValueError(f"{instrument.name} has the labels {instrument.labels}, got {labels}")
+        series = (instrument.name, labels)
+        if series in self._known:
+            return series
+        if self._num_series.get(instrument.name, 0) >= instrument.max_series:
+            return instrument.name, capped(instrument, labels)
+        self._num_series[instrument.name] = self._num_series.get(instrument.name, 0) + 1
+        self._known.add(series)
+        return series
 
-    def _series(self, instrument: Instrument, labels: Labels) -> Series:
-        known = self._known.setdefault(instrument.name, set())
-        if labels not in known:
-            labels = tuple(_tidy(value) for value in labels)
-            if len(labels) != len(instrument.labels):
-                raise ValueError(f"{instrument.name} has the labels {instrument.labels}, got {labels}")
-            if labels not in known:
-                if len(known) >= instrument.max_series:
-                    return instrument.name, capped(instrument, labels)
-                known.add(labels)
-        return instrument.name, labels
+
+def _observe(buckets: Sequence[float], cells: list[float], values: Sequence[float]) -> None:
+    total = 0.0
+    for value in values:
+        cells[bisect_left(buckets, value)] += 1
+        total += value
+    cells[-1] += total
 
 
 def _tidy(value: str) -> str:

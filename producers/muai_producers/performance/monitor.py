@@ -10,7 +10,7 @@ from muai_producers.connections import state_client
 from muai_producers.errors import InvalidRequestError
 from muai_producers.performance.bins import quantiles
 from muai_producers.performance.buckets import floor_to
-from muai_producers.performance.recorder import NullRecorder, Recorder, recorder_for
+from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder, recorder_for
 from muai_producers.performance.report import (
     PerformanceReport,
     ResourceTrends,
@@ -47,7 +47,7 @@ class PerformanceMonitor:
         self,
         store: Store,
         retention_s: int,
-        recorder: Recorder | None = None,
+        recorder: StatisticsRecorder | None = None,
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self.data = PerformanceStore(store, retention_s)

@@ -30,7 +30,7 @@ CLOSE_LIMIT_S = 3.0
 _QUEUE, _BATCHING, _DISPATCH, _INFERENCE, _TOTAL = STAGES
 
 
-class Recorder(Protocol):
+class StatisticsRecorder(Protocol):
     """What takes figures in. Never raises, never waits."""
 
     def arrived(self, model: str, task: str) -> None:
@@ -260,7 +260,7 @@ class StoreRecorder:
                 self.flush()
 
 
-def recorder_for(settings: Settings) -> Recorder:
+def recorder_for(settings: Settings) -> StatisticsRecorder:
     """The recorder that the configuration asks for, on a connection of its own that gives up soon."""
     monitoring = settings.monitoring
     if not (monitoring.enabled and monitoring.performance.enabled):

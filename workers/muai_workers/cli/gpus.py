@@ -61,7 +61,8 @@ def group_gpus(gpus: Sequence[str], size: int) -> list[tuple[str, ...]]:
 def group_size(settings: Settings, engine: str) -> int:
     """How many GPUs one process of the engine is configured to use."""
     if engine == "vllm":
-        return settings.optimization.vllm.tensor_parallel_size
+        vllm = settings.optimization.vllm
+        return vllm.tensor_parallel_size * vllm.pipeline_parallel_size
     if engine == "deepspeed":
         return settings.optimization.deepspeed.tensor_parallel * settings.optimization.deepspeed.pipeline_parallel
     return 1

@@ -1,6 +1,8 @@
-"""`muai flower` and `muai engines`: looking at an installation."""
+"""`muai flower`, `muai engines` and `muai exporter`: looking at an installation."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -8,10 +10,10 @@ from muai_producers.cli.invocation import Invocation, pass_invocation
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port to listen on.")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on: monitoring.flower.port.")
+@click.option("--address", help="Address to listen on: monitoring.flower.host.")
 @pass_invocation
-def flower(invocation: Invocation, port: int, address: str) -> None:
+def flower(invocation: Invocation, port: int | None, address: str | None) -> None:
     """Run Flower on the broker: workers, queues and tasks in a browser."""
     settings = invocation.settings
     import flower as _flower  # noqa: F401 - says what to install where it is missing
@@ -26,7 +28,24 @@ def flower(invocation: Invocation, port: int, address: str) -> None:
     options = conf["broker_transport_options"]
     conf["broker_transport_options"] = {name: options[name] for name in ("master_name",) if name in options}
     app.conf.update(conf)
-    app.start(["flower", f"--port={port}", f"--address={address}", f"--logging={invocation.log_level.lower()}"])
+    wanted = settings.monitoring.flower
+    argv = ["flower", f"--port={port or wanted.port}", f"--address={address or wanted.host}"]
+    if wanted.login_file is not None:
+        argv.append(f"--basic-auth={_login(wanted.login_file)}")  # within this process: no command line shows it
+    app.start([*argv, f"--logging={invocation.log_level.lower()}"])
+
+
+def _login(file: Path) -> str:
+    try:
+        login = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise click.UsageError(f"monitoring.flower.login_file: {error}") from None
+    user, colon, password = login.partition(":")
+    if not (user and colon and password) or any(sign.isspace() or sign == "," for sign in login):
+        raise click.UsageError(
+            f"monitoring.flower.login_file: {file} must hold one line, user:password, without blanks and commas"
+        )
+    return login
 
 
 @click.command()
@@ -49,3 +68,25 @@ def engines(invocation: Invocation, as_json: bool) -> None:
     for name, one in report.items():
         table.add_row(name, "[green]yes[/green]" if one.available else "[red]no[/red]", one.reason)
     Console().print(table)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on: monitoring.prometheus.host.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on: monitoring.prometheus.port.")
+@click.option("--name", default="exporter", show_default=True, help="Its name in metrics and health.")
+@pass_invocation
+def exporter(invocation: Invocation, host: str | None, port: int | None, name: str) -> None:
+    """Serve the whole installation's metrics for Prometheus: one page, to be scraped once."""
+    settings = invocation.settings
+    import logging
+
+    from muai_workers.monitoring.exporter import run_exporter
+
+    monitoring = settings.monitoring
+    if not (monitoring.enabled and monitoring.prometheus.enabled):
+        raise click.UsageError("metrics are switched off: monitoring.enabled, monitoring.prometheus.enabled")
+    asked = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    prometheus = monitoring.prometheus.model_copy(update=asked)
+    settings = settings.model_copy(update={"monitoring": monitoring.model_copy(update={"prometheus": prometheus})})
+    logging.basicConfig(level=invocation.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run_exporter(settings, name)

@@ -48,6 +48,9 @@ def up(
     if gateway and not _has_gateway():
         gateway = False
         remarks.append("no gateway: it needs pip install 'muai[gateway]'")
+    exporter = importlib.util.find_spec("prometheus_client") is not None
+    if not exporter:
+        remarks.append("no metrics page: it needs pip install 'muai[monitoring]'")
     wanted = Wanted(
         broker=broker,
         redis=redis,
@@ -55,6 +58,7 @@ def up(
         collectors=collectors,
         gateway=gateway,
         flower=flower,
+        exporter=exporter,
         log_level=invocation.log_level,
     )
     console: SupervisorConsole = PlainConsole() if plain or not sys.stdout.isatty() else LiveConsole()

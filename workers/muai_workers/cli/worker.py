@@ -31,7 +31,11 @@ WHY_NOT_PREFORK = (
     "several; by default one process that sees what CUDA_VISIBLE_DEVICES says.",
 )
 @click.option("--name", envvar="MUAI_WORKER_NAME", help="Its name in Flower, in logs and in results.")
-@click.option("--slots", type=click.IntRange(1, 1024), help="Batches that it runs at once: queue.worker_concurrency.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 1024),
+    help="Batches that it runs at once: queue.worker_concurrency, queue.continuous_slots.",
+)
 @click.option("--pool", default="threads", hidden=True)
 @pass_invocation
 def worker(
@@ -56,7 +60,8 @@ def with_slots(settings: Settings, slots: int | None) -> Settings:
     """The settings with as many slots for each worker as the command line says."""
     if slots is None:
         return settings
-    return settings.model_copy(update={"queue": settings.queue.model_copy(update={"worker_concurrency": slots})})
+    changes = {"worker_concurrency": slots, "continuous_slots": slots}
+    return settings.model_copy(update={"queue": settings.queue.model_copy(update=changes)})
 
 
 def _groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ knows. Two processes at one batch write to files of their own, and the record of
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import secrets
@@ -28,8 +29,9 @@ from muai_producers.batches.lines import (
 )
 from muai_producers.batches.records import BatchProblem, BatchRecord, OpenLine, Segment, Status
 from muai_producers.batches.store import BatchStore, Versioned
+from muai_producers.client import limits_of
 from muai_producers.errors import BrokerError, MuaiError, QueueFullError, RequestCancelledError
-from muai_producers.files.folder import FileFolder, refusing_a_full_disk
+from muai_producers.files.folder import FileFolder, refusing_bad_disks
 from muai_producers.files.records import FileRecord, FileUnavailableError, UnknownFileError
 from muai_producers.files.shelf import FileShelf
 from muai_producers.gateway.submission import RequestBuilder
@@ -76,13 +78,7 @@ class BatchRunner:
 
     def __init__(self, settings: Settings, store: Store, submit: Submit, folder: FileFolder) -> None:
         self._settings = settings.gateway.batches
-        self._capacity = int(settings.monitoring.server.queue_capacity * self._settings.capacity_share) or 1
-        self._base_limits = Limits(
-            queue_capacity=self._capacity,
-            tenant_max_requests=settings.queue.tenant_max_requests,
-            tenant_max_tokens=settings.queue.tenant_max_tokens,
-            model_max_requests=settings.queue.model_max_requests,
-        )
+        self._set_limits(settings)
         self._max_line_bytes = settings.queue.max_payload_mb * 1_000_000
         self._builder = RequestBuilder(settings, None)
         self._store = store
@@ -92,6 +88,15 @@ class BatchRunner:
         self.batches = BatchStore(store, settings.gateway.files.keep_s)
         self._slack = Slack(self._settings.busy_share, self._settings.max_in_flight)
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _set_limits(self, settings: Settings) -> None:
+        self._capacity = int(settings.monitoring.server.queue_capacity * self._settings.capacity_share) or 1
+        self._base_limits = dataclasses.replace(limits_of(settings), queue_capacity=self._capacity)
+
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on, as far as they are reloadable."""
+        self._set_limits(settings)
+        self._builder.on_settings(settings)
 
     def step(self, batch_id: str, now_s: float | None = None) -> bool:
         """Take one step at a batch; returns whether anything was done."""
@@ -328,7 +333,7 @@ class BatchRunner:
         if not lines:
             return offset
         data = b"".join(lines)
-        with refusing_a_full_disk():
+        with refusing_bad_disks():
             descriptor = os.open(self._folder.segment(record.id, kind, self._owner), os.O_CREAT | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.truncate(offset)
@@ -353,7 +358,7 @@ class BatchRunner:
         return file_id
 
     def _copy(self, record: BatchRecord, kind: Kind, owner: str, num_bytes: int, target: BinaryIO) -> None:
-        with self._folder.segment(record.id, kind, owner).open("rb") as source, refusing_a_full_disk():
+        with self._folder.segment(record.id, kind, owner).open("rb") as source, refusing_bad_disks():
             while num_bytes:
                 piece = source.read(min(COPY_BYTES, num_bytes))
                 if not piece:

@@ -112,7 +112,7 @@ class Reaper:
             if way.engine is None:
                 message.requeue()  # its own engine may come back before another does
                 break
-            absent = EngineUnavailableError(f"no {engine} worker is running", {"engine": engine})
+            absent = self._absence(batch)
             onward = msgspec.structs.replace(
                 batch,
                 engine=way.engine,
@@ -130,6 +130,12 @@ class Reaper:
             message.ack()
             moved += 1
         return moved
+
+    def _absence(self, batch: Batch) -> EngineUnavailableError:
+        begun = self._client.hexists(self._store.keys.runs, batch.id)
+        because = f"its {batch.engine} worker died while it ran, and" if begun else ""
+        message = f"{because} no {batch.engine} worker is running".lstrip()
+        return EngineUnavailableError(message, {"engine": batch.engine})
 
     def _forget_ghosts(self, engine: str) -> int:
         key = self._store.keys.outstanding(engine)

@@ -15,6 +15,7 @@ from muai_producers.client import InferenceClient
 from muai_producers.connections import state_client
 from muai_producers.files.folder import FileFolder
 from muai_producers.files.shelf import FileShelf
+from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
 from muai_workers.control.batches import BatchRunner
 from muai_workers.control.reaper import Reaper
@@ -46,12 +47,13 @@ def _every(task: str, seconds: float) -> dict[str, Any]:
     return {"task": task, "schedule": seconds, "options": {"queue": CONTROL, "expires": seconds}}
 
 
-def _register_batches(app: Celery, settings: Settings) -> None:
-    client = InferenceClient(settings)
+def _register_batches(app: Celery, settings: Settings, live: LiveSettings) -> None:
+    client = InferenceClient(settings, live=live)
     folder = FileFolder.from_settings(settings)
     runner = BatchRunner(
         settings, client.store, lambda requests, limits: client.submitter().submit(requests, limits), folder
     )
+    live.subscribe(runner.on_settings, settings)
     prefix = settings.queue.key_prefix
     rounds = Rounds(client.store.client, f"{prefix}:lock:batch", runner.batches.open_ids, runner.step)
 
@@ -84,9 +86,14 @@ def _register_webhooks(app: Celery, settings: Settings, store: Store) -> None:
         return send_webhooks(sender, WEBHOOKS_FOR_S)
 
 
-def register(app: Celery, settings: Settings) -> None:
-    """Give `app` the scheduled tasks, and the steps of workflows."""
-    register_workflows(app, settings)
+def register(app: Celery, live: LiveSettings) -> None:
+    """Give `app` the scheduled tasks, and the steps of workflows.
+
+    Args:
+        live: what the tasks work by; what is reloadable of it changes while they run.
+    """
+    settings = live.started_with
+    register_workflows(app, settings, live)
     store = Store(state_client(settings.queue.state_url), prefix=settings.queue.key_prefix)
     reaper = Reaper(app, settings, store)
 
@@ -103,7 +110,7 @@ def register(app: Celery, settings: Settings) -> None:
             log.info("repaired %s", ", ".join(f"{count} {what}" for what, count in found.items() if count))
         return found
 
-    _register_batches(app, settings)
+    _register_batches(app, settings, live)
     _register_webhooks(app, settings, store)
     app.conf.beat_schedule = {
         "reap": _every(REAP_TASK, REAP_EVERY_S),

@@ -18,14 +18,15 @@ from muai_producers.workflows.runs import STEP_TASK, Run, WorkflowRuns
 
 if TYPE_CHECKING:
     from muai_config import Settings
+    from muai_producers.runtime_config.live import LiveSettings
 
 log = logging.getLogger(__name__)
 AGAIN_AFTER_S = 0.5
 
 
-def register_workflows(app: Celery, settings: Settings) -> None:
+def register_workflows(app: Celery, settings: Settings, live: LiveSettings) -> None:
     """Give `app` the task that runs one step; Celery's chain sends the next."""
-    runs = WorkflowRuns(settings, InferenceClient(settings), app)
+    runs = WorkflowRuns(settings, InferenceClient(settings, live=live), app)
 
     @app.task(name=STEP_TASK, ignore_result=True, acks_late=True)
     def step(state: dict[str, Any], *, run: dict[str, Any], step: str) -> dict[str, Any]:

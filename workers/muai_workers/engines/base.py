@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from muai_config import ModelSpec
+from muai_config import ModelSpec, Settings
 from muai_producers.errors import MuaiError
 from muai_producers.wire import InferenceRequest
 
@@ -164,6 +164,10 @@ class Engine(Protocol):
 
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         """Free what is kept of a conversation; unknown ones do nothing."""
+        ...
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Work by these settings from now on, as far as they are reloadable; what runs goes on as it began."""
         ...
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections import deque
@@ -152,6 +153,10 @@ class DecodeLoop:
         for place in self._places():
             if place.row.request.id in request_ids:
                 place.aborted = True
+
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """Admit by these limits from now on; what runs goes on."""
+        self._limits = dataclasses.replace(self._limits, max_rows=max_rows, max_tokens=max_tokens)
 
     def forget(self, tenant: str, conversation_id: str) -> None:
         """Keep nothing of the conversation's requests that are under way."""

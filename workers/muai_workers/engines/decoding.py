@@ -10,6 +10,7 @@ from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, Piece
 from muai_workers.engines.decode_loop import DecodeLoop, LoopLimits
 from muai_workers.engines.decoder import Decoder
+from muai_workers.engines.lengths import DEFAULT_NEW_TOKENS, Lengths
 from muai_workers.engines.pieces import PieceCutter
 from muai_workers.engines.row import FinishReason, Row, RowContext, cancelled
 from muai_workers.engines.sampling import Sampler
@@ -17,8 +18,6 @@ from muai_workers.engines.tokens import TextTokenizer, TokenRow, admit
 from muai_workers.kv_cache import ModelCache
 
 __all__ = ["DEFAULT_NEW_TOKENS", "Decoder", "DecodingModel", "FinishReason", "cancelled"]
-DEFAULT_NEW_TOKENS = 128
-"""For models whose catalog entry does not say."""
 
 
 class DecodingModel:
@@ -51,8 +50,7 @@ class DecodingModel:
         self._spec = spec
         self._tokenizer = tokenizer
         self._context = RowContext(spec.name, tokenizer, end_ids, extra)
-        self._context_tokens = context_tokens
-        self._limit_tokens = limit_tokens
+        self._lengths = Lengths(spec, context_tokens, limit_tokens)
         self._padding_side = padding_side
         self._cache = cache
         self._loop = DecodeLoop(
@@ -73,6 +71,10 @@ class DecodingModel:
         """Keep nothing of what is under way for a conversation."""
         self._loop.forget(tenant, conversation_id)
 
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        """As `LoadedModel.relimit`."""
+        self._loop.relimit(max_rows, max_tokens)
+
     def close(self) -> None:
         """Free what is kept of conversations. What runs goes on."""
         if self._cache is not None:
@@ -90,7 +92,12 @@ class DecodingModel:
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         keep: Literal["start", "end"] = "end" if self._padding_side == "left" else "start"
         admitted, refused = admit(
-            self._tokenizer, task, requests, self._prompt_limit(), keep=keep, reserve_tokens=self._reserve
+            self._tokenizer,
+            task,
+            requests,
+            self._lengths.prompt_limit(),
+            keep=keep,
+            reserve_tokens=self._lengths.reserve,
         )
         yield from refused
         continues = task == "text-generation"
@@ -101,24 +108,11 @@ class DecodingModel:
         parameters = source.request.parameters
         cutter = PieceCutter(parameters.stop) if source.request.stream else None
         sampler = Sampler(parameters, source.ids)
-        return Row(self._context, source, self._room(source), sampler, continues, cutter=cutter)
-
-    def _prompt_limit(self) -> int | None:
-        # One position must be left for the answer.
-        limits = [self._limit_tokens, None if self._context_tokens is None else self._context_tokens - 1]
-        known = [limit for limit in limits if limit is not None]
-        return min(known) if known else None
-
-    def _wanted(self, request: InferenceRequest) -> int:
-        return request.parameters.max_tokens or self._spec.max_new_tokens or DEFAULT_NEW_TOKENS
-
-    def _room(self, row: TokenRow) -> int:
-        wanted = self._wanted(row.request)
-        return wanted if self._context_tokens is None else min(wanted, self._context_tokens - len(row.ids))
-
-    def _reserve(self, request: InferenceRequest) -> int:
-        """Tokens of the prompt that are given up for the answer when the prompt is cut: half of it at most."""
-        limit = self._prompt_limit()
-        if limit is None or self._context_tokens is None:
-            return 0
-        return max(0, min(limit + self._wanted(request) - self._context_tokens, limit // 2))
+        return Row(
+            self._context,
+            source,
+            self._lengths.room(source.request, len(source.ids)),
+            sampler,
+            continues,
+            cutter=cutter,
+        )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from muai_config import ModelSpec, Settings
+from muai_config.slots import batches_continuously
 from muai_producers.errors import ModelLoadError
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
@@ -24,9 +25,9 @@ from muai_workers.engines.deepspeed_plan import DTYPE_BYTES, GENERATES, DeviceFa
 from muai_workers.engines.deepspeed_ranks import RankGroup, compiler_missing
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
-from muai_workers.engines.loading import LoadedModel, LoadedModels
+from muai_workers.engines.loading import LoadedModel, LoadedModels, refuse_task
 from muai_workers.engines.padding import PaddedRows
-from muai_workers.engines.pytorch import CALL_OVERHEAD_TOKENS, loop_limits, only_generates, refuse_task
+from muai_workers.engines.pytorch import CALL_OVERHEAD_TOKENS, loop_limits
 from muai_workers.engines.tokens import TextTokenizer, context_tokens, input_limit
 from muai_workers.engines.torch_causal import end_ids_of
 from muai_workers.engines.torch_encoder import class_labels
@@ -51,14 +52,14 @@ class DeepSpeedEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._options = settings.optimization.deepspeed
-        self._models = LoadedModels()
+        self._models: LoadedModels[LoadedModel] = LoadedModels()
         self._ranks: dict[str, RankGroup] = {}
         self._kv_cache = KVCacheManager(settings.optimization.cache)
         self._lock = threading.Lock()
         self.capabilities = Capabilities(
             tasks=TASKS,
             dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}),
-            continuous_batching=only_generates(settings, self.name),
+            continuous_batching=batches_continuously(settings, "deepspeed"),
             streaming=True,
             abort=True,
             kv_reuse=self._kv_cache.enabled,
@@ -139,6 +140,12 @@ class DeepSpeedEngine:
     def relieve(self) -> None:
         """Free what is kept of conversations: memory has run out."""
         self._kv_cache.evict_all()
+
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kv_cache.reconfigure(settings.optimization.cache)
+        limits = loop_limits(settings, 0)
+        self._models.relimit(limits.max_rows, limits.max_tokens)
 
     def close(self) -> None:
         for name in self._models.names():

@@ -61,6 +61,9 @@ class Encoder:
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         """Texts are read whole, and nothing of them is kept."""
 
+    def relimit(self, max_rows: int, max_tokens: int) -> None:
+        self._max_padded_tokens = max_tokens
+
     def close(self) -> None:
         """Nothing outlives a request here."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from muai_producers.errors import InferenceFailedError, ModelLoadError, MuaiError, OutOfMemoryError
 
+_PYDANTIC_HEAD = re.compile(r"\d+ validation errors? for ")
 # CUDA, PyTorch's CPU allocator, and ONNX Runtime's arena, in that order.
 _OUT_OF_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")
 
@@ -73,4 +75,8 @@ def raising_load_errors(model: str, engine: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and _PYDANTIC_HEAD.match(lines[0]):
+        lines = [line.strip().partition(" [type=")[0] for line in lines[1:]]
+        # The place, where there is one, and what is wrong there.
+        lines = [": ".join(lines[:2]) if not lines[0].startswith("Value error") else lines[0]]
     return lines[0][:500] if lines else "no message"

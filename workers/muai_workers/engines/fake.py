@@ -6,6 +6,7 @@ fails as it is told to. It passes the same contract tests as the real engines.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -62,6 +63,11 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """An input that holds it is refused by itself."""
     kill_marker: str = "KILL"
     """An input that holds it kills the process with SIGKILL."""
+    slow_marker: str = "SLOW"
+    """A batch with an input that holds it takes `slow_ms` longer."""
+    slow_ms: float = 2000.0
+    keeps_conversations: bool = False
+    """Its cache is said to hold a megabyte of each conversation; nothing is."""
     out_of_memory_above: int | None = None
     """Larger batches raise `OutOfMemoryError`."""
     unavailable: str | None = None
@@ -103,6 +109,8 @@ class FakeEngine:
         self._models: dict[str, None] = {}
         self._lock = threading.Lock()
         self._running: set[str] = set()
+        self._conversations: dict[str, set[tuple[str, str]]] = {}
+        self._cache: dict[str, CacheStatistics] = {}
         self._aborted: set[str] = set()
 
     def availability(self) -> Availability:
@@ -153,8 +161,12 @@ class FakeEngine:
     def _run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         self._misbehave([str(request.inputs) for request in requests])
         latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
+        if any(self.options.slow_marker in str(request.inputs) for request in requests):
+            latency_ms += self.options.slow_ms
         if latency_ms:
             self._sleep(latency_ms / 1000)
+        if self.options.keeps_conversations:
+            self._remember(spec.name, requests)
         for request in requests:
             completion = self._complete(spec, task, request)
             if completion.output is not None and request.stream and "text" in completion.output.outputs:
@@ -176,11 +188,35 @@ class FakeEngine:
         with self._lock:
             self._aborted.update(self._running.intersection(request_ids))
 
+    def _remember(self, model: str, requests: Sequence[InferenceRequest]) -> None:
+        with self._lock:
+            for request in requests:
+                if request.conversation_id is None:
+                    continue
+                before = self._cache.get(model, CacheStatistics(max_bytes=1 << 30))
+                known = self._conversations.setdefault(model, set())
+                is_hit = (request.tenant, request.conversation_id) in known
+                known.add((request.tenant, request.conversation_id))
+                tokens = len(str(request.inputs).split())
+                self._cache[model] = dataclasses.replace(
+                    before,
+                    used_bytes=len(known) << 20,
+                    entries=len(known),
+                    hits=before.hits + is_hit,
+                    misses=before.misses + (not is_hit),
+                    hit_tokens=before.hit_tokens + is_hit * tokens,
+                    prompt_tokens=before.prompt_tokens + tokens,
+                )
+
     def cache_statistics(self) -> Mapping[str, CacheStatistics]:
-        return {}
+        with self._lock:
+            return dict(self._cache)
 
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         """The fake engine remembers nothing."""
+
+    def reconfigure(self, settings: Settings) -> None:
+        """What the fake engine does is told by its options alone."""
 
     def close(self) -> None:
         with self._lock:

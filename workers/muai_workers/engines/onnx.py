@@ -15,13 +15,14 @@ import onnxruntime
 import torch
 
 from muai_config import ModelSpec, Settings
+from muai_config.slots import batches_continuously
 from muai_producers.errors import EngineUnavailableError, ModelLoadError
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
 from muai_workers.engines.decoding import DecodingModel
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
-from muai_workers.engines.loading import LoadedModel, LoadedModels
+from muai_workers.engines.loading import LoadedModel, LoadedModels, refuse_task
 from muai_workers.engines.onnx_convert import GRAPH, QUANTIZED_GRAPH, convert_causal, convert_encoder
 from muai_workers.engines.onnx_session import (
     OnnxDecoder,
@@ -35,8 +36,6 @@ from muai_workers.engines.pytorch import (
     CALL_OVERHEAD_TOKENS,
     CAUSAL_TASKS,
     loop_limits,
-    only_generates,
-    refuse_task,
 )
 from muai_workers.engines.tokens import TextTokenizer, context_tokens, input_limit
 from muai_workers.engines.torch_causal import configured_end_ids
@@ -71,12 +70,12 @@ class ONNXEngine:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._options = settings.optimization.onnx
-        self._models = LoadedModels()
+        self._models: LoadedModels[LoadedModel] = LoadedModels()
         self._kv_cache = KVCacheManager(settings.optimization.cache)
         self.capabilities = Capabilities(
             tasks=TASKS,
             dtypes=frozenset({"auto", "fp32"}),
-            continuous_batching=only_generates(settings, self.name),
+            continuous_batching=batches_continuously(settings, "onnx"),
             streaming=True,
             abort=True,
             kv_reuse=self._kv_cache.enabled,
@@ -133,6 +132,12 @@ class ONNXEngine:
     def end_conversation(self, tenant: str, conversation_id: str) -> None:
         self._models.end_conversation(tenant, conversation_id)
         self._kv_cache.end_conversation(tenant, conversation_id)
+
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kv_cache.reconfigure(settings.optimization.cache)
+        limits = loop_limits(settings, 0)
+        self._models.relimit(limits.max_rows, limits.max_tokens)
 
     def relieve(self) -> None:
         """Free what is kept of conversations: memory has run out."""

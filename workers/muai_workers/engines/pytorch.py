@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from muai_config import ModelSpec, Settings
-from muai_producers.errors import OutOfMemoryError, UnsupportedTaskError
+from muai_config.catalog import DECODING_TASKS
+from muai_config.slots import batches_continuously
+from muai_producers.errors import OutOfMemoryError
 from muai_producers.wire import INPUT_FIELD, InferenceRequest
 from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
 from muai_workers.engines.decode_loop import LoopLimits
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
-from muai_workers.engines.loading import LoadedModel, LoadedModels
+from muai_workers.engines.loading import LoadedModel, LoadedModels, refuse_task
 from muai_workers.engines.tokens import TextTokenizer, input_limit
 from muai_workers.engines.torch_causal import load_causal
 from muai_workers.engines.torch_encoder import load_encoder, torch_forward
@@ -29,7 +31,7 @@ from muai_workers.models.weights import count_parameters
 # A forward pass of a small encoder costs about 3 ms beside its tokens on a CPU, the time of some 30 tokens; a GPU is
 # launched in the time of hundreds.
 CALL_OVERHEAD_TOKENS = {"cpu": 32, "cuda": 2048}
-CAUSAL_TASKS = frozenset({"text-generation", "chat"})
+CAUSAL_TASKS: frozenset[str] = frozenset(DECODING_TASKS)
 
 
 class PyTorchEngine:
@@ -39,12 +41,12 @@ class PyTorchEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._models = LoadedModels()
+        self._models: LoadedModels[LoadedModel] = LoadedModels()
         self._kv_cache = KVCacheManager(settings.optimization.cache)
         self.capabilities = Capabilities(
             tasks=frozenset(INPUT_FIELD),
             dtypes=frozenset({"auto", "fp16", "fp32", "bf16"}),
-            continuous_batching=only_generates(settings, self.name),
+            continuous_batching=batches_continuously(settings, "pytorch"),
             streaming=True,
             abort=True,
             kv_reuse=self._kv_cache.enabled,
@@ -103,6 +105,12 @@ class PyTorchEngine:
         self._models.end_conversation(tenant, conversation_id)
         self._kv_cache.end_conversation(tenant, conversation_id)
 
+    def reconfigure(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kv_cache.reconfigure(settings.optimization.cache)
+        limits = loop_limits(settings, 0)
+        self._models.relimit(limits.max_rows, limits.max_tokens)
+
     def relieve(self) -> None:
         """Free what is kept of conversations: memory has run out."""
         self._kv_cache.evict_all()
@@ -150,16 +158,6 @@ class PyTorchEngine:
         )
 
 
-def only_generates(settings: Settings, engine: str) -> bool:
-    """Whether every model that `engine` may serve generates.
-
-    Such a model takes further batches into those that run. An encoder gains nothing by many small batches at once,
-    and would lose its large ones; so where there is one among the models, batches are sent as encoders want them.
-    """
-    tasks = {spec.task for spec in settings.models.values() if engine in settings.chain(spec)}
-    return bool(tasks) and tasks <= CAUSAL_TASKS
-
-
 def loop_limits(settings: Settings, call_overhead_tokens: int) -> LoopLimits:
     """What of a model's requests runs at once: as much as may be in one batch."""
     batcher = settings.optimization.batcher
@@ -168,15 +166,6 @@ def loop_limits(settings: Settings, call_overhead_tokens: int) -> LoopLimits:
         max_tokens=batcher.max_batch_tokens,
         call_overhead_tokens=call_overhead_tokens,
     )
-
-
-def refuse_task(spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
-    """Answer requests for a task that the model does not serve."""
-    message = f"{spec.name} serves {spec.task}, not {task}"
-    if task == "chat" and spec.task in ("text-generation", "chat"):
-        message = f"{spec.name} does not chat: its tokenizer has no chat template"
-    for request in requests:
-        yield Completion(request.id, error=UnsupportedTaskError(message, {"model": spec.name, "task": task}))
 
 
 def create(settings: Settings) -> PyTorchEngine:

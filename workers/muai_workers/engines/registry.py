@@ -22,12 +22,12 @@ class _Entry:
     libraries: tuple[str, ...]
     """Import names."""
     install: str
-    module: str | None
-    """Holds `create(settings) -> Engine`; None: this release has no such engine."""
+    module: str
+    """Holds `create(settings) -> Engine`."""
 
 
 _ENTRIES: Mapping[str, _Entry] = {
-    "vllm": _Entry(("vllm",), "pip install vllm", None),
+    "vllm": _Entry(("vllm",), "pip install 'muai[vllm]'", "muai_workers.engines.vllm"),
     "deepspeed": _Entry(
         ("deepspeed", "torch", "transformers"), "pip install 'muai[deepspeed]'", "muai_workers.engines.deepspeed"
     ),
@@ -60,8 +60,6 @@ def detect(name: str, settings: Settings) -> Availability:
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         return Availability(False, f"{', '.join(missing)} {verb} not installed here ({entry.install})")
-    if entry.module is None:
-        return Availability(False, f"the {name} engine is not part of this release")
     return Availability(True, f"{', '.join(entry.libraries)} found")
 
 
@@ -75,7 +73,6 @@ def create_engine(name: str, settings: Settings) -> Engine:
     if not availability.available:
         raise EngineUnavailableError(availability.reason, {"engine": name})
     module_name = "muai_workers.engines.fake" if name == FAKE else _ENTRIES[name].module
-    assert module_name is not None  # an engine without a module is not available
     try:
         engine: Engine = importlib.import_module(module_name).create(settings)
     except ImportError as error:

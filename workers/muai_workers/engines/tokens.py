@@ -47,6 +47,17 @@ class TextTokenizer:
         return bool(self._tokenizer.chat_template)
 
     @property
+    def chat_template(self) -> str | None:
+        """None too where there are several by name: which of them serves depends on the request."""
+        template = self._tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+    @property
+    def transformers_tokenizer(self) -> Any:
+        """For libraries that want one; to be left as it is."""
+        return self._tokenizer
+
+    @property
     def pad_id(self) -> int:
         """What fills rows up; masked out, so any id will do where the tokenizer has none."""
         known = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)

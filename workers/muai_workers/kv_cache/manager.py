@@ -109,10 +109,10 @@ class KVCacheManager:
     def used_bytes(self) -> int:
         return self._used_bytes
 
-    def limit(self, max_memory_mb: int, policy: EvictionPolicy) -> None:
-        """Take other settings from now on; what is over a smaller budget goes at once."""
+    def reconfigure(self, settings: CacheSettings) -> None:
+        """Take another budget and eviction policy from now on; what is over a smaller budget goes at once."""
         with self._lock:
-            self._max_bytes, self._policy = max_memory_mb * BYTES_PER_MB, policy
+            self._max_bytes, self._policy = settings.max_memory_mb * BYTES_PER_MB, settings.eviction_policy
             self._make_room(0)
 
     def get_cache(self, key: CacheKey, ids: Sequence[int]) -> Reuse | None:

@@ -39,7 +39,7 @@ def build_tiny_causal(folder: Path, *, train: bool = True, context_tokens: int =
         train: False: seeded random weights, in a fraction of the time.
         context_tokens: positions that the model has.
     """
-    tokenizer = _causal_tokenizer(context_tokens)
+    tokenizer = causal_tokenizer(context_tokens)
     with _seeded():
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -88,7 +88,7 @@ def build_tiny_classifier(folder: Path, *, train: bool = True) -> Path:
 
 def build_tiny_seq2seq(folder: Path) -> Path:
     """Write a T5 with seeded random weights: it runs as a summarizer does, and what it says means nothing."""
-    tokenizer = _causal_tokenizer(512)
+    tokenizer = causal_tokenizer(512)
     with _seeded():
         model = T5ForConditionalGeneration(
             T5Config(
@@ -118,7 +118,7 @@ def _dialogue_texts() -> list[str]:
     return [f"<|user|>{question}{END}<|assistant|>{answer}{END}" for question, answer in DIALOGUES]
 
 
-def _causal_tokenizer(context_tokens: int) -> Any:
+def causal_tokenizer(context_tokens: int) -> Any:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -17,7 +17,7 @@ from celery.worker.control import control_command
 
 from muai_producers.connections import state_client
 from muai_producers.monitoring.guard import guarded
-from muai_producers.performance.recorder import Recorder
+from muai_producers.performance.recorder import StatisticsRecorder
 from muai_producers.performance.series import Host
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SAMPLER = "muai_host_sampler"
 class HostSampler:
     """Samples this host when asked to, unless another process of it just has."""
 
-    def __init__(self, settings: Settings, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, recorder: StatisticsRecorder) -> None:
         self._client: Any = state_client(settings.queue.state_url, timeout_s=1.0, retries=0)
         self._host = Host(socket.gethostname())
         self._lock = f"{settings.queue.key_prefix}:lock:sample:{self._host.name}"
@@ -108,7 +108,7 @@ def _gpu_handles() -> list[Any]:
         return []  # no NVIDIA driver here
 
 
-def offer_sampling(app: Celery, settings: Settings, recorder: Recorder) -> None:
+def offer_sampling(app: Celery, settings: Settings, recorder: StatisticsRecorder) -> None:
     """Have this application's worker sample its host when the broadcast comes."""
     setattr(app, _SAMPLER, HostSampler(settings, recorder))
 

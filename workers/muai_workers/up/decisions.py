@@ -23,6 +23,7 @@ class Role(StrEnum):
     ENGINE = "engine"
     CONTROL = "control"
     FLOWER = "flower"
+    EXPORTER = "exporter"
 
 
 # Whoever hands work on stops before whoever takes it; the broker goes last.
@@ -30,12 +31,12 @@ STOP_ORDER: tuple[frozenset[Role], ...] = (
     frozenset({Role.GATEWAY}),
     frozenset({Role.COLLECTOR}),
     frozenset({Role.ENGINE}),
-    frozenset({Role.CONTROL, Role.FLOWER}),
+    frozenset({Role.CONTROL, Role.FLOWER, Role.EXPORTER}),
     frozenset({Role.REDIS}),
 )
 NEEDED = frozenset({Role.REDIS, Role.COLLECTOR, Role.ENGINE, Role.CONTROL})
-"""Roles without a single process of which the installation does not work. It can do without Flower, and without the
-gateway, whose port may be taken: requests also come through the queue."""
+"""Roles without a single process of which the installation does not work. It can do without Flower, without the
+metrics page, and without the gateway, whose port may be taken: requests also come through the queue."""
 
 
 @dataclass(frozen=True)

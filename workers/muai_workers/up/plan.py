@@ -38,6 +38,8 @@ def stack_specs(
     gateway: bool = False,
     gateway_host: str | None = None,
     flower: bool = False,
+    exporter: bool = False,
+    exporter_host: str | None = None,
     log_level: str = "INFO",
     suffix: str = "",
 ) -> list[ProcessSpec]:
@@ -47,6 +49,7 @@ def stack_specs(
         engines: those that run here, one worker each.
         variables: lead the processes to broker and state store.
         gateway_host: where the gateway listens; None: where the configuration says.
+        exporter_host: the same of the metrics page.
         suffix: makes the workers' names differ from those of other installations on the same broker.
     """
 
@@ -67,6 +70,8 @@ def stack_specs(
     specs.append(own("control", Role.CONTROL, "control", "--name", f"control{suffix}"))
     if flower:
         specs.append(own("flower", Role.FLOWER, "flower"))
+    if exporter:
+        specs.append(own("exporter", Role.EXPORTER, "exporter", *(("--host", exporter_host) if exporter_host else ())))
     if gateway:
         specs.append(own("gateway", Role.GATEWAY, "gateway", *(("--host", gateway_host) if gateway_host else ())))
     return specs

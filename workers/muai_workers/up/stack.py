@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 BROKER, STATE = "MUAI_BROKER_URL", "MUAI_REDIS_URL"
 HOST = ("monitoring", "server", "host")
+PAGE_HOST = ("monitoring", "prometheus", "host")
 LOOPBACK = "127.0.0.1"
-"""Where an installation's gateway listens unless the configuration says otherwise: it asks nobody who they are."""
+"""Where an installation's gateway and metrics page listen unless the configuration says otherwise: they ask nobody who
+they are."""
+EVERYWHERE = ("0.0.0.0", "::")
 # The same settings under the names that follow from their paths.
 OTHER_NAMES = {BROKER: "MUAI_QUEUE_BROKER_URL", STATE: "MUAI_QUEUE_REDIS_URL"}
 
@@ -41,6 +44,8 @@ class Wanted:
     collectors: int = 1
     gateway: bool = False
     flower: bool = False
+    exporter: bool = False
+    """Whether there is a metrics page, where the configuration has one."""
     log_level: str = "INFO"
 
 
@@ -96,13 +101,16 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
         variables = addresses.variables(None if embedded is None else embedded.url)
         resolution = resolve_file(None, {**os.environ, **variables})
         settings = resolution.settings
+        gateway_host = LOOPBACK if resolution.sources[HOST].kind == "default" else None
         specs = _redis_specs(embedded) + stack_specs(
             wanted.engines,
             variables,
             collectors=wanted.collectors,
             gateway=wanted.gateway,
-            gateway_host=LOOPBACK if resolution.sources[HOST].kind == "default" else None,
+            gateway_host=gateway_host,
             flower=wanted.flower,
+            exporter=wanted.exporter and settings.monitoring.enabled and settings.monitoring.prometheus.enabled,
+            exporter_host=LOOPBACK if resolution.sources[PAGE_HOST].kind == "default" else None,
             log_level=wanted.log_level,
             suffix="" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}",
         )
@@ -121,7 +129,24 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
         held.callback(forget_running, home, os.getpid())
         if embedded is not None:
             console.line(OWN_NAME, f"Redis of its own on port {embedded.port}, data in {embedded.folder}")
+        if wanted.gateway:
+            what = "console and API" if settings.gateway.console.enabled else "API"
+            console.line(OWN_NAME, f"{what}: {gateway_url(settings, gateway_host)} (once the gateway has started)")
         yield supervisor, settings
+
+
+def gateway_url(settings: Settings, host: str | None) -> str:
+    """Where people on this machine find the gateway.
+
+    Args:
+        host: where it listens; None: where the configuration says.
+    """
+    server = settings.monitoring.server
+    host = server.host if host is None else host
+    if host in EVERYWHERE:
+        host = LOOPBACK
+    scheme = "http" if settings.gateway.tls.certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}/"
 
 
 def _redis_specs(embedded: EmbeddedRedis | None) -> list[ProcessSpec]:

@@ -58,7 +58,7 @@ def check_operator(caller: Caller) -> None:
         ForbiddenError: the caller is not.
     """
     if not caller.is_operator:
-        raise ForbiddenError("this needs an operator's key: `muai keys create --operator` makes one")
+        raise ForbiddenError("this needs an operator's key: `muai keys create --tenant NAME --operator` makes one")
 
 
 def _limit(request: Request, default: int, most: int) -> int:

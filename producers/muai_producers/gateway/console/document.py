@@ -61,6 +61,23 @@ _OVERVIEW = {
                 "readings": {},
             }
         ],
+        "gpus": [
+            {
+                "host": "host-a",
+                "index": "0",
+                "name": "NVIDIA H100 80GB HBM3",
+                "worker": "onnx-1@host-a",
+                "state": "ok",
+                "reason": "",
+                "utilization_percent": 87.0,
+                "memory_used_bytes": 21_474_836_480,
+                "memory_total_bytes": 85_520_809_984,
+                "temperature_c": 61.0,
+                "power_w": 412.0,
+                "power_limit_w": 700.0,
+                "read_age_s": 1.2,
+            }
+        ],
         "collectors": [
             {"name": "c1@host-a", "host": "host-a", "pid": 4210, "uptime_s": 3600.0, "waiting": 12, "num_keys": 1}
         ],

@@ -56,7 +56,14 @@ def environment(assets: dict[str, Asset]) -> Environment:
     made = Environment(
         loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters |= {"duration": duration, "seconds": seconds, "count": count, "clock": clock, "short": short}
+    made.filters |= {
+        "duration": duration,
+        "seconds": seconds,
+        "count": count,
+        "clock": clock,
+        "short": short,
+        "gigabytes": gigabytes,
+    }
     made.globals["asset"] = lambda name: f"/console/assets/{name}?v={assets[name].version}"
     made.globals["step_names"] = STEP_NAMES
     return made
@@ -87,6 +94,11 @@ def seconds(value_s: float | None) -> str:
 def count(value: int | None) -> str:
     """A number with its thousands apart."""
     return "—" if value is None else f"{value:,}"
+
+
+def gigabytes(num_bytes: int | None) -> str:
+    """Bytes, in gigabytes."""
+    return "—" if num_bytes is None else f"{num_bytes / 1e9:.1f}"
 
 
 def clock(wall_s: float | None) -> Any:

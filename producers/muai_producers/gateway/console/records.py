@@ -62,6 +62,25 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     """What else the worker says of itself."""
 
 
+class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU, as whoever watches it read it last; null is what the device does not give."""
+
+    host: str
+    index: str
+    name: str
+    worker: str
+    """The engine worker that has it; '' for none."""
+    state: Literal["ok", "degraded", "failed", "unseen"]
+    reason: str
+    utilization_percent: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    temperature_c: float | None
+    power_w: float | None
+    power_limit_w: float | None
+    read_age_s: float
+
+
 class CollectorState(msgspec.Struct, frozen=True, kw_only=True):
     """One batch collector."""
 
@@ -99,6 +118,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """Empty where the broker does not answer."""
     engines: list[EngineState]
     workers: list[WorkerState]
+    gpus: list[GpuReading]
     collectors: list[CollectorState]
     forming: list[FormingState]
     dead_letters: int | None

@@ -13,7 +13,7 @@ import msgspec
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import INFERENCE_HIGH, INFERENCE_LOW, REQUEST_QUEUES
 from muai_producers.dead_letters import DeadLetterLine
-from muai_producers.fleet import CollectorRecord, FleetView, WorkerRecord
+from muai_producers.fleet import CollectorRecord, FleetView, GpuRecord, WorkerRecord
 from muai_producers.gateway.console.records import (
     AttemptState,
     CollectorState,
@@ -22,6 +22,7 @@ from muai_producers.gateway.console.records import (
     EngineState,
     Fleet,
     FormingState,
+    GpuReading,
     Priority,
     QueueState,
     RecentEntry,
@@ -63,6 +64,7 @@ def fleet_state(
         workers=[
             worker_state(record, now_s) for record in sorted(view.workers, key=lambda one: (one.engine, one.name))
         ],
+        gpus=[gpu_reading(record, now_s) for record in view.gpus],
         collectors=[_collector_state(record, now_s) for record in sorted(view.collectors, key=lambda one: one.name)],
         forming=forming_states(view.collectors, now_s),
         dead_letters=None if counts is None else counts.dead_letters,
@@ -129,6 +131,25 @@ def worker_state(record: WorkerRecord, now_s: float) -> WorkerState:
         models_loaded=list(record.models_loaded),
         uptime_s=_since(record.started_at, now_s) if record.started_at else 0.0,
         readings={name: value for name, value in said.items() if name not in _SAID},
+    )
+
+
+def gpu_reading(record: GpuRecord, now_s: float) -> GpuReading:
+    """A GPU's last reading."""
+    return GpuReading(
+        host=record.host,
+        index=record.index,
+        name=record.name,
+        worker=record.worker,
+        state=record.state,
+        reason=record.reason,
+        utilization_percent=record.utilization_percent,
+        memory_used_bytes=record.memory_used_bytes,
+        memory_total_bytes=record.memory_total_bytes,
+        temperature_c=record.temperature_c,
+        power_w=record.power_w,
+        power_limit_w=record.power_limit_w,
+        read_age_s=_since(record.read_at, now_s),
     )
 
 

@@ -72,13 +72,13 @@ function noteRate() {
 function draw(svg, values) {
   const most = Math.max(...values, 1);
   const points = values.map((value, i) => {
-    const x = (100 * (i + CURVE_LENGTH - values.length)) / (CURVE_LENGTH - 1);
+    const x = (100 * i) / (CURVE_LENGTH - 1);
     return `${x.toFixed(1)},${(27 - (25 * value) / most).toFixed(1)}`;
   });
   svg.setAttribute("viewBox", "0 0 100 28");
   svg.setAttribute("preserveAspectRatio", "none");
-  const first = points[0].split(",")[0];
-  const shapes = [["under", `M${first},28L${points.join("L")}L100,28Z`], ["", `M${points.join("L")}`]];
+  const last = points.at(-1).split(",")[0];
+  const shapes = [["under", `M0,28L${points.join("L")}L${last},28Z`], ["", `M${points.join("L")}`]];
   svg.replaceChildren(...shapes.map(([name, shape]) => {
     const path = document.createElementNS(SVG, "path");
     if (name) path.setAttribute("class", name);

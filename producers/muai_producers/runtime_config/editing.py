@@ -1,0 +1,119 @@
+"""Making a new version: checked as a whole under the settings of whoever makes it, before anybody hears of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from muai_config.errors import ConfigError, Source
+from muai_config.runtime import key_problems, overlaid
+from muai_producers.errors import ConfigConflictError, InvalidConfigError
+from muai_producers.runtime_config.versions import ConfigVersion, ConfigVersions, differing
+
+if TYPE_CHECKING:
+    from muai_config import Settings
+
+TRIES = 20
+"""Two who edit at once both get their way, one after the other, as long as they change different things."""
+MAX_TEXT = 500
+
+
+class ConfigEditor:
+    """Changes the runtime configuration.
+
+    Args:
+        settings: what changes are checked against: files and environment, without overrides.
+    Raises:
+        InvalidConfigError: from every method: the whole would be wrong; nothing was written.
+        ConfigConflictError: others made a version meanwhile.
+        redis.exceptions.RedisError: the state store does not answer.
+    """
+
+    def __init__(self, settings: Settings, versions: ConfigVersions, wall_s: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._versions = versions
+        self._wall_s = wall_s
+
+    def set(self, changes: Mapping[str, Any], *, by: str, why: str = "", expected: int | None = None) -> ConfigVersion:
+        """Give keys new values.
+
+        Args:
+            expected: the version that the change was thought of for; with another one there it is refused.
+        Returns:
+            the new version; the one that is there already, when nothing would change.
+        """
+        return self._make(lambda old: {**old, **changes}, by, why, expected)
+
+    def unset(self, keys: Sequence[str], *, by: str, why: str = "", expected: int | None = None) -> ConfigVersion:
+        """Let keys go by files and environments again."""
+        problems = key_problems(keys)
+        if problems:
+            raise _invalid(ConfigError(problems))
+        return self._make(lambda old: {k: v for k, v in old.items() if k not in keys}, by, why, expected)
+
+    def rollback(self, to: int | None = None, *, by: str, why: str = "") -> ConfigVersion:
+        """Go back to an earlier version, as a new one.
+
+        Args:
+            to: its number; None: the one before the latest. 0: nothing is overridden any more.
+        Raises:
+            UnknownVersionError: there is none of that number.
+        """
+        latest = self._versions.current_number()
+        number = max(0, latest - 1) if to is None else to
+        target = self._versions.version(number)
+        return self._make(lambda _: dict(target.overrides), by, why, latest, restores=number)
+
+    def _make(
+        self,
+        change: Callable[[Mapping[str, Any]], dict[str, Any]],
+        by: str,
+        why: str,
+        expected: int | None,
+        restores: int | None = None,
+    ) -> ConfigVersion:
+        for attempt in range(TRIES):
+            current = self._versions.current()
+            if expected is not None and current.number != expected:
+                raise ConfigConflictError(
+                    f"the runtime configuration is at version {current.number}, not {expected}: look, and try again",
+                    {"version": current.number, "expected": expected},
+                )
+            version = self._next(current, change(current.overrides), by, why, restores)
+            if version is None:
+                return current
+            try:
+                self._versions.advance(version)
+            except ConfigConflictError:
+                if attempt == TRIES - 1:
+                    raise
+                continue
+            return version
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _next(
+        self, current: ConfigVersion, overrides: dict[str, Any], by: str, why: str, restores: int | None
+    ) -> ConfigVersion | None:
+        try:
+            overlaid(self._settings, overrides, Source("runtime", f"version {current.number + 1}"))
+        except ConfigError as error:
+            raise _invalid(error) from None
+        changed, removed = differing(current.overrides, overrides)
+        if not changed and not removed:
+            return None
+        return ConfigVersion(
+            number=current.number + 1,
+            overrides=overrides,
+            changed=changed,
+            removed=removed,
+            restores=restores,
+            at=self._wall_s(),
+            by=by[:MAX_TEXT],
+            why=why[:MAX_TEXT],
+        )
+
+
+def _invalid(error: ConfigError) -> InvalidConfigError:
+    problems = [{"key": problem.key, "message": problem.message} for problem in error.problems]
+    return InvalidConfigError("; ".join(str(problem) for problem in error.problems), {"problems": problems})
