@@ -1,4 +1,4 @@
-"""One process of MuAI for the suite: `python -m benchmarks.muai_process collector | fake | pytorch CONFIG`.
+"""One process of MuAI for the suite: `python -m benchmarks.muai_process collector | control | fake | pytorch CONFIG`.
 
 BENCH_FAKE_ENGINE gives the fake engine its options, as JSON.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from muai_batching.app import run_collector
 from muai_config import Settings, load_settings
-from muai_workers.app import run_engine_worker
+from muai_workers.app import run_control, run_engine_worker
 from muai_workers.engines import fake
 
 
@@ -19,6 +19,9 @@ def main(kind: str, config: str) -> None:
     settings = load_settings(Path(config))
     if kind == "collector":
         run_collector(settings, "bench-collector", log_level="WARNING")
+        return
+    if kind == "control":
+        run_control(settings, "bench-control", log_level="WARNING")
         return
     options = fake.FakeOptions.from_env_value(os.environ.get("BENCH_FAKE_ENGINE", "{}"))
 

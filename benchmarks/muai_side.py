@@ -44,6 +44,7 @@ def configuration(
     prefix: str = "muai",
     *,
     monitoring: bool = True,
+    monitoring_keys: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What differs from the defaults.
 
@@ -52,6 +53,7 @@ def configuration(
         tracing: keys of `monitoring.tracing`; None: it is switched off.
         prefix: what keys and channels of the state store begin with.
         monitoring: whether metrics are counted and sent on.
+        monitoring_keys: further keys of `monitoring`.
     """
     return {
         "queue": {"broker_url": redis_url, "key_prefix": prefix},
@@ -61,6 +63,7 @@ def configuration(
             "server": {"queue_capacity": 2_000_000},
             "tracing": {"enabled": False} if tracing is None else dict(tracing),
             "prometheus": {"host": "127.0.0.1", "port": free_port()},
+            **(monitoring_keys or {}),
         },
         "models": {
             "noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
@@ -86,6 +89,13 @@ def write_configuration(folder: Path, redis_url: str, batcher: Mapping[str, Any]
 def collector(config: Path, folder: Path) -> Iterator[int]:
     """A collector; yields its process id."""
     with running(_process("collector", config), folder / "collector.log", environment(), ROOT) as process:
+        yield process.pid
+
+
+@contextmanager
+def control(config: Path, folder: Path) -> Iterator[int]:
+    """A control worker with beat; yields its process id."""
+    with running(_process("control", config), folder / "control.log", environment(), ROOT) as process:
         yield process.pid
 
 

@@ -24,6 +24,7 @@ from muai_producers.connections import state_client
 from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
+from muai_producers.performance.recorder import recorder_for
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -99,6 +100,7 @@ class CollectorConsumer(QuietConsumer):
             _dispatcher(settings, store),
             is_revoked=lambda request_id: request_id in revoked,
             tracer=self._tracer,
+            statistics=recorder_for(settings),
         )
         self._live.subscribe(self._tracer.reconfigure, settings)
         self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
@@ -191,6 +193,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            self.collector.statistics.close()
             self._follower.close()
         super().shutdown()
         if self.collector is not None:

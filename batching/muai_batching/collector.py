@@ -38,6 +38,7 @@ from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
     MalformedMessageError,
+    ModelNotFoundError,
     MuaiError,
     PayloadTooLargeError,
     RequestCancelledError,
@@ -45,6 +46,8 @@ from muai_producers.errors import (
 from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
+from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
+from muai_producers.performance.series import Series
 from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
 from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import Batch, InferenceRequest
@@ -85,6 +88,7 @@ class Collector:
 
     Args:
         is_revoked: whether Celery's own `revoke` named this id.
+        statistics: takes in what arrived, and what ended here.
         monotonic_s: for waiting times.
         wall_s: for deadlines, which travel between machines.
         tracer: told how the requests that are traced fare here.
@@ -98,11 +102,13 @@ class Collector:
         dispatcher: Dispatcher,
         *,
         is_revoked: Callable[[str], bool] = lambda _: False,
+        statistics: StatisticsRecorder | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
         tracer: Tracer = NO_TRACER,
         recorder: Recorder = own_recorder,
     ) -> None:
+        self.statistics = statistics or NullRecorder()
         self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
         self.fleet = FleetView()
@@ -152,6 +158,7 @@ class Collector:
         self._tracing.routed(request)
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(key, item)
+        self.statistics.arrived(key.model, key.task)
         self._unmarked.append(item)
 
     def _check_size(self, message: Any) -> None:
@@ -413,6 +420,10 @@ class Collector:
         self._metrics.refused(request, error)
         self._refused.append((answer, handle))
         self._tracing.refused(request, error, state)
+        # Its model may be one that there is not: names that senders make up must not become series.
+        model = "" if isinstance(error, ModelNotFoundError) else request.model
+        total_ms = 1000 * (self._wall_s() - request.submitted_at)
+        self.statistics.failed(Series(model, "", request.task or ""), error.code, total_ms)
 
     def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
         headers = message.headers if isinstance(message.headers, dict) else {}
@@ -420,6 +431,7 @@ class Collector:
         answer = None
         if isinstance(request_id, str) and request_id:
             answer = failure_answer(request_id, error)
+        self.statistics.failed(Series("", "", ""), error.code)
         if isinstance(error, MalformedMessageError):
             log.warning("refused a message: %s", error)
             self._dead_letters.add_message(str(request_id or ""), message.body or b"", error)

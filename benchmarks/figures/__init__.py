@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.figures import conversations, http, memory, model, monitoring, onnx, open_loop, queue, tracing, vllm
+from benchmarks.figures import (
+    conversations,
+    http,
+    memory,
+    model,
+    monitoring,
+    onnx,
+    open_loop,
+    queue,
+    recording,
+    tracing,
+    vllm,
+)
 from benchmarks.figures.base import Measured, Measurement
 
 FIGURES: dict[str, Measurement] = {
@@ -11,6 +23,7 @@ FIGURES: dict[str, Measurement] = {
     "http": http.MEASUREMENT,
     "open-loop": open_loop.MEASUREMENT,
     "memory": memory.MEASUREMENT,
+    "recording": recording.MEASUREMENT,
     "monitoring": monitoring.MEASUREMENT,
     "onnx": onnx.MEASUREMENT,
     "conversations": conversations.CHAT,

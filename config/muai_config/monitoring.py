@@ -143,6 +143,62 @@ class AnomalySettings(Section):
         reloadable=True,
         describe="Least time between two alerts of one kind, so that one fault is not a storm of messages.",
     )
+    window_s: int = setting(
+        60,
+        ge=10,
+        le=3600,
+        unit="s",
+        example=120,
+        reloadable=True,
+        describe="Time over which latency, errors and throughput are judged.",
+    )
+    min_requests: int = setting(
+        5,
+        ge=1,
+        le=1_000_000,
+        unit="requests",
+        example=20,
+        reloadable=True,
+        describe="Fewer answers than this within window_s say nothing of latency and errors.",
+    )
+    check_every_s: float = setting(
+        10.0, ge=1.0, le=3600.0, unit="s", example=30.0, describe="How often unusual behaviour is looked for."
+    )
+    resolve_after_s: float = setting(
+        30.0,
+        ge=0.0,
+        le=86_400.0,
+        unit="s",
+        example=60.0,
+        reloadable=True,
+        describe="How long all must be well again before an alert counts as resolved.",
+    )
+    queue_age_threshold_s: float = setting(
+        60.0,
+        gt=0.0,
+        unit="s",
+        example=30.0,
+        reloadable=True,
+        describe="Age of the oldest waiting request above which an alert is raised.",
+    )
+    baseline_s: int = setting(
+        3600,
+        ge=600,
+        le=21_600,
+        unit="s",
+        example=7200,
+        reloadable=True,
+        describe="How far back a model's own behaviour is what its present is compared with.",
+    )
+    baseline_deviations: float = setting(
+        6.0,
+        ge=0.0,
+        le=1000.0,
+        unit="robust standard deviations",
+        example=4.0,
+        reloadable=True,
+        describe="Distance from the model's own recent median at which an alert is raised; 0 switches it off.",
+    )
     alert_destinations: DistinctList[Literal["log", "webhook", "alertmanager"]] = setting(
         ("log",), example=["log", "webhook"], reloadable=True, describe="Where alerts go."
     )
@@ -167,6 +223,21 @@ class AnomalySettings(Section):
                     None,
                     f"an http:// or https:// address, because alert_destinations has {destination}",
                 )
+
+
+class PerformanceSettings(Section):
+    enabled: bool = setting(
+        True, describe="Whether latencies, errors, tokens and resources are recorded, fleet-wide, in the state store."
+    )
+    retention_s: int = setting(
+        604_800,
+        ge=3600,
+        le=31_536_000,
+        unit="s",
+        example=2_592_000,
+        describe="How long performance data are kept: by 10 s for two hours, by the minute for a day, by 10 minutes "
+        "for a week, and by the hour after that.",
+    )
 
 
 class FlowerSettings(Section):
@@ -222,6 +293,7 @@ class MonitoringSettings(Section):
     tracing: TracingSettings = section(TracingSettings, "Traces for OpenTelemetry.")
     logs: LogSettings = section(LogSettings, "What processes log, and how.")
     anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
+    performance: PerformanceSettings = section(PerformanceSettings, "Performance data.")
     flower: FlowerSettings = section(FlowerSettings, "Flower, which shows workers and batches.")
     server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")
 

@@ -11,12 +11,13 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 
-def state_client(url: str, *, timeout_s: float = 3.0) -> redis.Redis:
+def state_client(url: str, *, timeout_s: float = 3.0, retries: int = 6) -> redis.Redis:
     """A Redis client for `redis://`, `rediss://`, `unix://` or `sentinel://h:p;h:p/db?master_name=…`.
 
-    Answers are bytes. A connection that breaks is tried again for about two seconds before an error is raised.
+    Answers are bytes. A connection that breaks is tried again for about two seconds before an error is raised, with
+    fewer `retries` for less.
     """
-    retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=6)
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=retries)
     if not url.startswith("sentinel://"):
         return redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0, retry=retry)
     addresses = [urlsplit(part if "://" in part else f"sentinel://{part}") for part in url.split(";")]

@@ -11,6 +11,7 @@ its own `args`: a message and a JSON-compatible mapping of details.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -241,6 +242,15 @@ def _tree(root: type[MuaiError]) -> dict[str, type[MuaiError]]:
     found = {root.__name__: root}
     for child in root.__subclasses__():
         found.update(_tree(child))
+    return found
+
+
+@functools.cache
+def classes_by_code() -> dict[str, type[MuaiError]]:
+    """The class of each code; where a class inherits its parent's, the parent."""
+    found: dict[str, type[MuaiError]] = {}
+    for error_class in _tree(MuaiError).values():
+        found.setdefault(error_class.code, error_class)
     return found
 
 

@@ -136,14 +136,17 @@ class AmqpQueues:
         self._connection.release()
 
 
-def queue_reader(settings: Settings, queues: Sequence[str] = ALL_QUEUES) -> RedisQueues | AmqpQueues:
+QueueReader = RedisQueues | AmqpQueues
+
+
+def queue_reader(settings: Settings, queues: Sequence[str] = ALL_QUEUES) -> QueueReader:
     """Reads the broker's queues; connects when first asked."""
     if settings.queue.broker_is_redis:
         return RedisQueues(settings.queue.broker_url, queues)
     return AmqpQueues(settings, queues)
 
 
-def read_depths(reader: RedisQueues | AmqpQueues) -> Mapping[str, QueueDepth]:
+def read_depths(reader: QueueReader) -> Mapping[str, QueueDepth]:
     """What waits in each queue, and since when.
 
     Raises:

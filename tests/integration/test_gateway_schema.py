@@ -51,7 +51,7 @@ def stack(tmp_path: Path) -> Iterator[GatewayStack]:
 def test_given_any_calls_then_no_fault_of_ours_and_every_answer_is_as_documented(
     stack: GatewayStack, tmp_path: Path
 ) -> None:
-    key, record = new_key("fuzz", operator=True)
+    key, record = new_key("fuzz")
     Keys(Store(stack.redis.client)).add(record)
     program = Path(sys.executable).with_name("schemathesis")
     assert program.exists() or shutil.which("schemathesis"), "schemathesis is not installed: pip install 'muai[dev]'"

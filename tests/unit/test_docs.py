@@ -7,6 +7,7 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -17,6 +18,7 @@ from muai_config.loading import resolve_file
 from muai_config.reference import all_settings
 from muai_config.variables import OTHER_PREFIXES, OTHER_VARIABLES, settings_by_variable
 from muai_producers import errors
+from muai_producers.alerts.records import AlertType
 from muai_producers.errors import MuaiError
 from muai_producers.gateway.answers import Receipt
 from muai_producers.gateway.health import Health
@@ -115,7 +117,12 @@ def test_given_readme_then_its_first_two_commands_are_demo_and_test() -> None:
 def test_given_a_setting_or_variable_in_a_document_then_it_exists(path: Path) -> None:
     keys = {info.key for info in all_settings()}
     others = {*Parameters.__struct_fields__, *InferenceRequest.__struct_fields__, *error_codes()}
-    others |= {*ChatCompletionBody.model_fields, *Receipt.__struct_fields__, *Health.__struct_fields__}
+    others |= {
+        *get_args(AlertType),
+        *ChatCompletionBody.model_fields,
+        *Receipt.__struct_fields__,
+        *Health.__struct_fields__,
+    }
     others |= {*BY_NAME, "batch_id", "batch_size"}  # the last two: fields of log lines
     leaves = {key.rpartition(".")[2] for key in keys} | others
     sections = {key.rpartition(".")[0] for key in keys} | set(_SECTIONS)

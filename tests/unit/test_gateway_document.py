@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
-from muai_producers.gateway import openapi_batches, openapi_files
+from muai_producers.gateway import openapi_batches, openapi_files, openapi_watch
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.console import document as console_document
@@ -28,6 +28,7 @@ KINDS = (
     *(WorkflowBody, WorkflowList, WorkflowReceipt),
     *openapi_files.TYPES,
     *openapi_batches.TYPES,
+    *openapi_watch.TYPES,
     *console_document.TYPES,
 )
 TYPES = {kind.__name__: kind for kind in (*KINDS, *openai_document.ANSWERS)}

@@ -27,6 +27,7 @@ from muai_producers.messages import RUN_BATCH_TASK
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.monitoring.recorder import recorder
+from muai_producers.performance.recorder import recorder_for
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -39,6 +40,7 @@ from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
 from muai_workers.monitoring.machine import MachineWatch
 from muai_workers.monitoring.models import ModelWatch
+from muai_workers.monitoring.sampling import end_sampling, offer_sampling
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -99,7 +101,10 @@ class EngineWorker:
         identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         self._tracer = create_tracer(settings, "worker")
         self.live.subscribe(self._tracer.reconfigure, settings)
-        self.runner = BatchRunner(settings, self.engine, store, identity, tracer=self._tracer)
+        self.statistics = recorder_for(settings)
+        self.runner = BatchRunner(
+            settings, self.engine, store, identity, tracer=self._tracer, statistics=self.statistics
+        )
         self.live.subscribe(self.engine.reconfigure, settings)
         self.live.subscribe(self.runner.reconfigure, settings)
         self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
@@ -212,6 +217,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = EngineWorker(settings, engine, name)
         worker.preload()
         held.append(worker)
+        offer_sampling(app, settings, worker.statistics)
 
     def ready(**_: Any) -> None:
         held[0].open()
@@ -222,6 +228,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
             worker.withdraw()
 
     def stopped(**_: Any) -> None:
+        end_sampling(app)
         while held:
             held.pop().close()
 

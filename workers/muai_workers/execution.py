@@ -36,6 +36,8 @@ from muai_producers.monitoring import instruments
 from muai_producers.monitoring.outcomes import record_failure
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
+from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
+from muai_producers.performance.series import Series
 from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.tracing import NO_TRACER, Tracer, names
@@ -44,6 +46,7 @@ from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
+from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
 from muai_workers.streaming import RunStreams, StreamWriter, steady
 from muai_workers.tracing import NO_TRACE, AnyTrace, WorkerTracing
@@ -87,6 +90,7 @@ class _Run:
     took_s: float = 0.0
     """In the engine."""
     trace: AnyTrace = NO_TRACE
+    figures: RunFigures = field(init=False)
 
     def received_s(self, request: InferenceRequest) -> float:
         """When the collector got the request, in wall-clock seconds."""
@@ -103,6 +107,7 @@ class BatchRunner:
     Args:
         relieve: frees what memory can be freed, after the engine ran out of it.
         tracer: told how the requests that are traced fare here.
+        statistics: takes in how long requests took and how they ended.
         recorder: what the metrics are told.
         wall_s: wall-clock seconds.
     """
@@ -116,6 +121,7 @@ class BatchRunner:
         *,
         relieve: Callable[[], None] | None = None,
         tracer: Tracer = NO_TRACER,
+        statistics: StatisticsRecorder | None = None,
         wall_s: Callable[[], float] = time.time,
         recorder: Recorder = own_recorder,
     ) -> None:
@@ -132,6 +138,7 @@ class BatchRunner:
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
         self._relieve = relieve
+        self._statistics = statistics or NullRecorder()
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
         """Of each model's last batch."""
@@ -173,6 +180,7 @@ class BatchRunner:
         self._aborts.close()
         self._streams.close()
         self.writer.close()
+        self._statistics.close()
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
@@ -209,6 +217,7 @@ class BatchRunner:
         return run
 
     def _finish(self, run: _Run) -> None:
+        run.figures.finished(len(run.requests), run.took_s)
         self.writer.flush()
         self._tracing.finish(run.trace)
         self._store.finish_batch(
@@ -229,6 +238,8 @@ class BatchRunner:
         wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic(), trace=trace)
+        series = Series(batch.model, batch.engine, batch.task)
+        run.figures = RunFigures(self._statistics, series, pads=not self.engine.capabilities.continuous_batching)
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
         run.told_of_all = {
             "model": batch.model,
@@ -325,6 +336,7 @@ class BatchRunner:
             answer = success_answer(request, result)
             self._tracing.answering(request, completion.output)
             self.writer.write(answer)
+            run.figures.served(result)
         elif isinstance(completion.error, EngineError):
             run.failed[request.id] = completion.error
             self._tracing.failed(request, completion.error)
@@ -355,6 +367,7 @@ class BatchRunner:
 
     def _elsewhere(self, run: _Run, failed: dict[str, MuaiError]) -> list[Batch]:
         """The batches that carry failed requests to the next engine; answers those that have none left."""
+        run.figures.attempts_failed(list(failed.values()))
         by_reason: dict[tuple[str, str], list[InferenceRequest]] = {}
         for request in run.requests:
             if request.id in failed:
@@ -430,6 +443,11 @@ class BatchRunner:
         record_failure(self._recorder, request.model, request.tenant, error, self.engine.name)
         self._tracing.answering(request, error=error)
         self.writer.write(_failure(request, error))
+        spec = self.settings.models.get(request.model)
+        task = request.task or (spec.task if spec is not None else "")
+        self._statistics.failed(
+            Series(request.model, self.engine.name, task), error.code, _ms(request.submitted_at, self._wall_s())
+        )
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:

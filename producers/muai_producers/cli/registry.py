@@ -33,6 +33,7 @@ EXTRA_BY_MODULE: Mapping[str, str] = {
     "flower": "monitoring",
     "tornado": "monitoring",
     "prometheus_client": "monitoring",
+    "ddsketch": "monitoring",
     "opentelemetry": "monitoring",
 }
 

@@ -20,7 +20,7 @@ from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
 from muai_producers.files.folder import FileFolder
 from muai_producers.files.shelf import FileShelf
-from muai_producers.gateway import openapi, openapi_batches, openapi_files
+from muai_producers.gateway import openapi, openapi_batches, openapi_files, openapi_watch
 from muai_producers.gateway.admission import Admission
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
@@ -37,6 +37,7 @@ from muai_producers.gateway.routes import Routes
 from muai_producers.gateway.sessions import Sessions
 from muai_producers.gateway.stream_routes import StreamRoutes
 from muai_producers.gateway.streams import StreamHub
+from muai_producers.gateway.watch_routes import WatchRoutes
 from muai_producers.gateway.workflow_routes import WorkflowRoutes
 from muai_producers.keys import Keys
 from muai_producers.monitoring.pushing import MetricsPusher, start_pushing
@@ -106,6 +107,7 @@ class Gateway:
         self.openai_routes = OpenAIRoutes(
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
+        self.watch_routes = WatchRoutes(settings, store, self._executor)
         self.console = Console(
             settings, _version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
         )
@@ -174,6 +176,7 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.openai_routes.register(app)
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
+    gateway.watch_routes.register(app)
     gateway.console.register(app)
     app.add_middleware(
         Edge,
@@ -183,7 +186,7 @@ def create_gateway(settings: Settings) -> FastAPI:
         public=PUBLIC | gateway.console.public,
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *gateway.console.types)
+    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES, *gateway.console.types)
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 

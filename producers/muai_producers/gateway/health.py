@@ -18,10 +18,13 @@ from kombu.exceptions import OperationalError
 
 from muai_config import celery_settings
 from muai_config.engines import ALL_ENGINES
+from muai_producers.alerts.records import Alert
+from muai_producers.alerts.store import AlertStore
 from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet, FleetView
 from muai_producers.monitoring.guard import guarded, standings
 from muai_producers.monitoring.shared import SharedMetrics, degraded_parts
+from muai_producers.scheduled import TaskRuns, overdue
 from muai_producers.store import Store
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ KEPT_S = 0.5
 """How long a look at the installation serves: probes may come from many sides at once."""
 PROBE_TIMEOUT_S = 3.0
 NEARLY_FULL = 0.9
+MAX_ALERTS_NAMED = 10
 MAX_GPUS_NAMED = 16
 
 
@@ -71,6 +75,10 @@ class Picture:
     in_flight: int | None
     monitoring: Mapping[str, str] = field(default_factory=dict)
     """Parts of monitoring that do not work somewhere, and why."""
+    overdue: tuple[str, ...] = ()
+    """A sentence for each scheduled task that should have run."""
+    alerts: tuple[Alert, ...] = ()
+    """Those that last."""
 
 
 def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: bool) -> Health:
@@ -78,6 +86,7 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     fleet = picture.fleet
     fatal = _unreachable(picture)
     warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
+    warnings += [] if fatal else _watched(picture)
     warnings += [f"{part} do not work: {reason}" for part, reason in sorted(picture.monitoring.items())]
     if draining:
         warnings.append("this gateway is stopping")
@@ -144,6 +153,12 @@ def _strained(picture: Picture, settings: Settings) -> list[str]:
     return reasons
 
 
+def _watched(picture: Picture) -> list[str]:
+    alerts = [f"alert {alert.alert_type}: {alert.message}" for alert in picture.alerts]
+    more = [f"and {len(alerts) - MAX_ALERTS_NAMED} alerts more"] if len(alerts) > MAX_ALERTS_NAMED else []
+    return [*picture.overdue, *alerts[:MAX_ALERTS_NAMED], *more]
+
+
 def _gpu_troubles(fleet: FleetView) -> list[str]:
     return [f"GPU {gpu.index} of {gpu.host} is {gpu.state}: {gpu.reason}" for gpu in fleet.gpus if gpu.state != "ok"][
         :MAX_GPUS_NAMED
@@ -157,6 +172,7 @@ class Observer:
         self._client = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._fleet = Fleet(self._store)
+        self._runs, self._alerts = TaskRuns(self._store), AlertStore(self._store)
         self._metrics = SharedMetrics(self._store)
         self._executor = executor
         self._broker = None if settings.queue.broker_url == settings.queue.state_url else _broker_probe(settings)
@@ -180,13 +196,20 @@ class Observer:
         except redis.RedisError as error:
             log.warning("the state store does not answer: %s", error)
             state_error = type(error).__name__
+        told, alerts = self._watched() if state_error is None else ((), ())
         broker_error = state_error if self._broker is None else self._broker()
         self._looked_s = time.monotonic()
         monitoring = dict(standings.degraded())
         if state_error is None:
             with guarded("metrics"):
                 monitoring |= degraded_parts(self._metrics.processes())
-        return Picture(state_error, broker_error, fleet, in_flight, monitoring)
+        return Picture(state_error, broker_error, fleet, in_flight, monitoring, told, alerts)
+
+    def _watched(self) -> tuple[tuple[str, ...], tuple[Alert, ...]]:
+        """What control workers tell: tasks that are overdue, alerts that last."""
+        with guarded("alerts"):
+            return tuple(overdue(self._runs.all(), time.time())), tuple(self._alerts.open())
+        return (), ()
 
     def close(self) -> None:
         """Close the connections."""

@@ -21,6 +21,7 @@ from muai_workers.control.batches import BatchRunner
 from muai_workers.control.reaper import Reaper
 from muai_workers.control.rounds import Rounds
 from muai_workers.control.singleton import singleton
+from muai_workers.control.watching import register_watching
 from muai_workers.control.webhooks import WebhookSender, send_webhooks
 from muai_workers.control.workflow_tasks import register_workflows
 
@@ -116,6 +117,7 @@ def register(app: Celery, live: LiveSettings) -> None:
         "batches": _every(BATCHES_TASK, BATCHES_EVERY_S),
         "webhooks": _every(WEBHOOKS_TASK, WEBHOOKS_EVERY_S),
         "sweep-files": _every(SWEEP_TASK, SWEEP_EVERY_S),
+        **register_watching(app, settings),
     }
     # Every task repeats at an interval, so there is nothing to remember on disk between runs.
     app.conf.beat_scheduler = "celery.beat:Scheduler"

@@ -1,0 +1,1 @@
+"""Alerts: what is told of them, and where they are kept. Control workers raise them; everybody may read."""
