@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
+from tests.chaos.brokers import RabbitNode
 from tests.transport_support import OwnRedis, wait_until
 
 from muai_config import Settings, celery_settings
@@ -137,11 +139,23 @@ def test_given_a_store_and_a_broker_that_are_away_then_the_page_says_so(muai_set
     assert [one.name for one in families(Gathered(), gauges)] == ["muai_state_store_up", "muai_broker_up"]
 
 
+@pytest.fixture
+def amqp_settings(muai_settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    """RabbitMQ is the broker, on a node that nobody else uses."""
+    node = RabbitNode(tmp_path / "rabbitmq")
+    try:
+        queue = {"broker_url": node.url(), "redis_url": muai_settings.queue.broker_url}
+        yield muai_settings.model_copy(update={"queue": muai_settings.queue.model_copy(update=queue)})
+    finally:
+        node.stop()
+
+
 @pytest.mark.rabbitmq
-def test_given_rabbitmq_then_depths_are_told_and_nothing_is_taken(rabbitmq_settings: Any) -> None:
-    with InferenceClient(rabbitmq_settings) as client:
+def test_given_rabbitmq_then_depths_are_told_and_nothing_is_taken(amqp_settings: Settings) -> None:
+    with InferenceClient(amqp_settings) as client:
         client.submit("noop", "waits", priority=9)
     for _ in range(2):
-        gauges = look(rabbitmq_settings)
+        gauges = look(amqp_settings)
         assert gauges["muai_queue_depth", ("inference.high", "high")] == 1
+        assert gauges["muai_queue_depth", ("engine.fake", "")] == 0
         assert gauges["muai_broker_up", ()] == 1

@@ -45,8 +45,14 @@ EXEMPT = {
     "muai_monitoring_failures_total": "a failure of monitoring",
     "muai_monitoring_degraded": "monitoring that does not work",
     "muai_kv_cache_evictions_total": "a cache that is full",
+    "muai_trace_spans_total": "traces that are switched on",
 }
-NEVER_HERE = {"muai_gpu_state", "muai_alerts_total", "muai_tuning_decisions_total", "muai_kv_cache_evictions_total"}
+NEVER_HERE = {
+    "muai_gpu_state",
+    "muai_trace_spans_total",
+    "muai_tuning_decisions_total",
+    "muai_kv_cache_evictions_total",
+}
 """Of these, those that not even a machine under load can have."""
 MODELS = {
     "classify": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},

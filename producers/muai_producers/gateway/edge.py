@@ -106,7 +106,8 @@ class Edge:
         try:
             if scope["path"] not in self._public:
                 scope[CALLER_KEY] = await self._doorkeeper.identify(scope["headers"])
-            with log_context(tenant=scope[CALLER_KEY].tenant if CALLER_KEY in scope else None):
+            caller = scope.get(CALLER_KEY)
+            with log_context(tenant=None if caller is None else caller.tenant):
                 await self._app(scope, receive, send)
         finally:
             self._drain.num_active -= 1
