@@ -25,6 +25,7 @@ from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.performance.sampling import end_sampling, offer_sampling
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -102,6 +103,7 @@ class CollectorConsumer(QuietConsumer):
             tracer=self._tracer,
             statistics=recorder_for(settings),
         )
+        offer_sampling(self.app, settings, self.collector.statistics)
         self._live.subscribe(self._tracer.reconfigure, settings)
         self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
@@ -193,6 +195,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            end_sampling(self.app)
             self.collector.statistics.close()
             self._follower.close()
         super().shutdown()

@@ -28,6 +28,7 @@ from muai_producers.monitoring import instruments
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.monitoring.recorder import recorder
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.performance.sampling import end_sampling, offer_sampling
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -40,7 +41,6 @@ from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
 from muai_workers.monitoring.machine import MachineWatch
 from muai_workers.monitoring.models import ModelWatch
-from muai_workers.monitoring.sampling import end_sampling, offer_sampling
 
 if TYPE_CHECKING:
     from muai_config import Settings

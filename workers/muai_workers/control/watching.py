@@ -11,10 +11,10 @@ from celery import Celery, signals
 
 from muai_producers.connections import state_client
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.performance.sampling import SAMPLE_COMMAND, SAMPLE_EVERY_S, end_sampling, offer_sampling
 from muai_producers.scheduled import TaskRuns
 from muai_producers.store import Store
 from muai_workers.control.scheduling import Deadline, Scheduled, Scheduler
-from muai_workers.monitoring.sampling import SAMPLE_COMMAND, SAMPLE_EVERY_S, end_sampling, offer_sampling
 
 if TYPE_CHECKING:
     from muai_config import Settings

@@ -57,8 +57,10 @@ class HostSampler:
         self._client.close()
 
     def _run(self) -> None:
-        with guarded("statistics"):
+        try:
             self._probe = ResourceProbe()
+        except ModuleNotFoundError:
+            log.info("this process samples no host: that needs pip install 'muai[worker]'")
         while self._asked.get():
             with guarded("statistics"):
                 self._sample()
