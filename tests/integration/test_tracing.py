@@ -196,7 +196,7 @@ def test_Given_an_engine_that_fails_Then_the_attempts_are_in_one_trace_and_linke
     _, inbox = traced
     request_id = client.submit("plain", "POISON for the first")
     assert client.result(request_id, timeout_s=30).engine_used == "onnx"
-    spans = inbox.wait_for(request_id, "request")
+    spans = inbox.wait_for(request_id, "request", "inference", "inference")
     tree_of(spans)
     first, second = sorted((s for s in spans if s.name == "inference"), key=lambda s: s.start_ns)
     assert (first.attributes["engine"], second.attributes["engine"]) == ("fake", "onnx")
@@ -220,7 +220,7 @@ def test_Given_a_model_that_an_engine_cannot_load_Then_that_is_in_the_trace_and_
     _, inbox = traced
     request_id = client.submit("unloadable", "a text")
     assert client.result(request_id, timeout_s=30).engine_used == "onnx"
-    spans = inbox.wait_for(request_id, "request", "model_loading")
+    spans = inbox.wait_for(request_id, "request", "model_loading", "model_loading")
     tree_of(spans)
     loadings = sorted((span for span in spans if span.name == "model_loading"), key=lambda span: span.start_ns)
     assert [span.attributes["engine"] for span in loadings] == ["fake", "onnx"]

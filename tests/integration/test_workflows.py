@@ -21,6 +21,7 @@ from muai_producers.errors import DeadlineExceededError, InvalidRequestError, Qu
 from muai_producers.workflows import ChatGenerateWorkflow, Orchestrator, RAGQAWorkflow
 from muai_producers.workflows.history import RedisHistory
 from muai_producers.workflows.index import PassageIndex
+from muai_producers.workflows.inference import Asked, QueueInference
 from muai_producers.workflows.passages import RedisPassages
 from muai_producers.workflows.runs import WorkflowRuns
 from muai_workers.engines.fake import FakeEngine
@@ -191,6 +192,21 @@ def test_a_control_worker_that_is_killed_in_mid_run_leaves_it_to_another(
     assert len(answers) == 1 or answers
     turns = RedisHistory(stack.redis.client, "muai", 60).turns("default", "k", 1000)
     assert len(turns) == 2 * count, "each run is remembered once"
+
+
+def test_a_step_that_runs_again_from_another_state_gets_the_first_answer(
+    stack: GatewayStack, client: InferenceClient
+) -> None:
+    inference = QueueInference(client, "run-1", "default", time.time() + 60)
+
+    def ask(*messages: str) -> list[Asked]:
+        inputs = [{"messages": [{"role": "user", "content": message}]} for message in messages]
+        return inference.infer("talker", inputs, step="generate")
+
+    first = ask("one two", "three four")
+    again = ask("one two and what was said since", "three four")
+    assert [one.outputs["text"] for one in first] == ["two one", "four three"]
+    assert again == first
 
 
 def test_a_run_that_is_cancelled_or_too_late_ends_as_such(runs: WorkflowRuns, client: InferenceClient) -> None:
