@@ -20,10 +20,11 @@ from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
 from muai_producers.files.folder import FileFolder
 from muai_producers.files.shelf import FileShelf
-from muai_producers.gateway import openapi, openapi_batches, openapi_files, openapi_watch
+from muai_producers.gateway import openapi, openapi_batches, openapi_config, openapi_files, openapi_watch
 from muai_producers.gateway.admission import Admission
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
+from muai_producers.gateway.config_routes import ConfigRoutes
 from muai_producers.gateway.console.console import Console
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
@@ -108,6 +109,7 @@ class Gateway:
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
         self.watch_routes = WatchRoutes(settings, store, self._executor)
+        self.config_routes = ConfigRoutes(self.live, store, self._executor, self.routes.builder.check_size)
         self.console = Console(
             settings, _version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
         )
@@ -177,6 +179,7 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
     gateway.watch_routes.register(app)
+    gateway.config_routes.register(app)
     gateway.console.register(app)
     app.add_middleware(
         Edge,
@@ -186,7 +189,13 @@ def create_gateway(settings: Settings) -> FastAPI:
         public=PUBLIC | gateway.console.public,
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES, *gateway.console.types)
+    types = (
+        *openapi_files.TYPES,
+        *openapi_batches.TYPES,
+        *openapi_watch.TYPES,
+        *openapi_config.TYPES,
+        *gateway.console.types,
+    )
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 

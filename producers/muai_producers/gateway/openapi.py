@@ -142,6 +142,11 @@ _ERRORS = {
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
     413: ("The body is too large.", "payload_too_large", "the body has more than 16000000 bytes"),
     415: ("The body is not JSON.", "unsupported_media_type", "the body must be application/json, got 'text/plain'"),
+    422: (
+        "The change would make the configuration wrong; `details.problems` has a line for each key.",
+        "invalid_config",
+        "optimization.batcher.max_batch_size: 9999 is not allowed (allowed: an integer from 1 to 4096)",
+    ),
     507: ("The disk that files are kept on is full.", "disk_full", "the disk that files are kept on is full"),
     429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full", "full: 100 of 100 requests are in flight"),
     500: ("A fault of the gateway's.", "internal_error", "an internal error; the gateway's log has more"),
