@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
-from muai_producers.gateway import openapi_batches, openapi_config, openapi_files, openapi_watch
+from muai_producers.gateway import openapi_advice, openapi_batches, openapi_config, openapi_files, openapi_watch
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.console import document as console_document
@@ -31,6 +31,7 @@ KINDS = (
     *openapi_batches.TYPES,
     *openapi_watch.TYPES,
     *openapi_config.TYPES,
+    *openapi_advice.TYPES,
     ConfigVersion,
     *console_document.TYPES,
 )
