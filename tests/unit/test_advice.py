@@ -125,6 +125,12 @@ def test_where_nothing_was_measured_the_plan_says_so_and_claims_no_least_gain() 
         assert all(told.startswith("0-") for told in re.findall(r"(?:^|; )(\d[\d-]*%)", one.estimated_improvement))
 
 
+def test_where_nothing_is_known_nothing_is_claimed() -> None:
+    plan = plan_of(Situation("localhost:8000", "vllm", False, "vllm", unmeasured="nobody is there"), "")
+    assert plan.optimizations == []
+    assert plan.estimated_total_improvement == "none can be claimed; nothing was measured: nobody is there"
+
+
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 

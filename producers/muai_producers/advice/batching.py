@@ -122,12 +122,14 @@ def _smaller_batches(now: Situation) -> Proposal | None:
     a, b = now.per_request_ms, now.per_batch_ms
     if not isinstance(size, int) or size < 2 or waste is None or not mean or a is None or b is None:
         return None
-    half = max(1, round(mean / 2))
+    half = max(1, min(round(mean / 2), size // 2))
     least = now.config.get(LEAST_KEY)
     if isinstance(least, int) and half < least:
         return None
     now_ms = a + b / mean
     rates = [(a * (1 - waste) / (1 - left * waste)) + b / half for left in PADDING_LEFT]
+    if not all(rates):
+        return None
     low, high = (now_ms / each - 1 for each in rates)
     if low < 0 or high < WORTH_IT:
         return None  # what batches cost however large they are would eat it up
@@ -234,7 +236,7 @@ def _more_at_once(now: Situation) -> Proposal | None:
 
 def _room(now: Situation) -> int | None:
     """Requests whose keys and values there is room for, at their longest."""
-    if now.kv_capacity_tokens is None or now.context_tokens is None or now.context_tokens[1] <= 0:
+    if now.kv_capacity_tokens is None or now.context_tokens is None or now.context_tokens[1] < 1:
         return None
     return math.floor(ROOM_SHARE * now.kv_capacity_tokens / now.context_tokens[1])
 

@@ -14,6 +14,7 @@ WAIT_SHARE = 0.5
 """A request that waits for longer than it is computed."""
 WAITING_SHARE = 0.25
 """Requests that wait, of those that run."""
+TIMEOUT_KEY = "optimization.batcher.batch_timeout_ms"
 IDLE_SHARE = 0.3
 KV_IDLE = 0.1
 PADDING_SHARE = 0.25
@@ -21,6 +22,15 @@ HIT_SHARE = 0.1
 LONG_PROMPT_TOKENS = 256
 """A prefix cache has nothing to save on shorter prompts that would be worth a change."""
 MIN_REQUESTS = 5
+PUT_OFF_SHARE = 0.01
+_CRITICAL: dict[str, Callable[[Evidence], float]] = {
+    "kv_used_share": lambda _: 0.97,
+    "memory_percent": lambda _: 97.0,
+    "preemptions": lambda one: 5 * one.threshold,
+    "waiting": lambda one: 4 * one.threshold,
+    "wait_share": lambda _: 0.8,
+}
+"""From where on a bottleneck is critical, by the figure that speaks for it."""
 _ORDER: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
 
 
@@ -42,22 +52,20 @@ def _evidence(metric: str, value: float, threshold: float, meaning: str) -> Evid
 
 def _memory_pressure(now: Situation) -> Bottleneck | None:
     evidence = list(_memory_evidence(now))
-    is_critical = any(one.metric == "preemptions" or one.value >= 0.97 * _whole(one) for one in evidence)
+    is_critical = any(one.value >= _CRITICAL[one.metric](one) for one in evidence)
     told = "There is too little memory for what is asked at once."
     return _made("memory_pressure", "critical" if is_critical else "warning", told, evidence)
-
-
-def _whole(evidence: Evidence) -> float:
-    return 100.0 if evidence.metric == "memory_percent" else 1.0
 
 
 def _memory_evidence(now: Situation) -> Iterator[Evidence]:
     if now.kv_used_share is not None and now.kv_used_share >= KV_FULL:
         told = f"{now.kv_used_share:.0%} of the room for keys and values is in use; {KV_FULL:.0%} is much"
         yield _evidence("kv_used_share", now.kv_used_share, KV_FULL, told)
-    if now.preemptions:
-        told = f"{now.preemptions:.0f} requests were put off for want of room and computed again; none should be"
-        yield _evidence("preemptions", now.preemptions, 0.0, told)
+    allowed = max(1.0, PUT_OFF_SHARE * (now.requests or 0.0))
+    if now.preemptions is not None and now.preemptions >= allowed:
+        told = f"{now.preemptions:.0f} times a request was put off for want of room and computed again"
+        told += f", for {now.requests:.0f} that were served" if now.requests else ""
+        yield _evidence("preemptions", now.preemptions, allowed, told)
     # vLLM takes its share of a GPU at the start: that it is taken says nothing.
     is_reserved = now.engine == "vllm" and now.device == "cuda"
     if now.memory_percent is not None and now.memory_percent >= MEMORY_FULL_PERCENT and not is_reserved:
@@ -67,7 +75,7 @@ def _memory_evidence(now: Situation) -> Iterator[Evidence]:
 
 def _queueing(now: Situation) -> Bottleneck | None:
     evidence = list(_queue_evidence(now))
-    is_critical = any(one.value >= 2 * one.threshold or one.value >= 0.8 for one in evidence)
+    is_critical = any(one.value >= _CRITICAL[one.metric](one) for one in evidence)
     told = "Requests wait for longer than they need to: more arrive than are run at once."
     return _made("queueing", "critical" if is_critical else "warning", told, evidence)
 
@@ -77,17 +85,17 @@ def _queue_evidence(now: Situation) -> Iterator[Evidence]:
     if now.waiting and at_once is not None and now.waiting >= max(1.0, WAITING_SHARE * at_once):
         told = f"{now.waiting:.0f} requests wait while {at_once:.0f} run; a quarter of those that run is much"
         yield _evidence("waiting", now.waiting, max(1.0, WAITING_SHARE * at_once), told)
-    waited_ms = None if now.wait_ms is None else now.wait_ms - (now.batching_ms or 0.0) * _for_company(now)
+    waited_ms = None if now.wait_ms is None else max(0.0, now.wait_ms - _for_company_ms(now))
     share = now.share_of_total(waited_ms)
     if share is not None and share >= WAIT_SHARE and (now.requests or 0) >= MIN_REQUESTS:
         told = f"{share:.0%} of a request's time is waiting ({waited_ms:.0f} of {now.total_ms:.0f} ms); half is much"
         yield _evidence("wait_share", share, WAIT_SHARE, told)
 
 
-def _for_company(now: Situation) -> float:
-    """Whether a wait for companions is the configuration's will, rather than want of a slot."""
-    is_idle = now.busy_share is not None and now.busy_share < 1 - IDLE_SHARE
-    return 1.0 if is_idle else 0.0
+def _for_company_ms(now: Situation) -> float:
+    """The part of the wait that is the configuration's will: for companions, for as long as it says."""
+    timeout_ms = now.config.get(TIMEOUT_KEY)
+    return min(now.batching_ms or 0.0, float(timeout_ms)) if isinstance(timeout_ms, int) else 0.0
 
 
 def _low_utilization(now: Situation) -> Bottleneck | None:

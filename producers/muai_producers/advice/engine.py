@@ -135,8 +135,9 @@ def _external(request: OptimizationRequest | AnalysisRequest, unmeasured: str = 
 
 
 def _with_model(situation: Situation, settings: Settings) -> Situation:
-    """With the sizes of its model, where the catalog has one of that name."""
-    spec = settings.models.get(situation.model)
+    """With the sizes of its model, where the catalog has one of the name that the request or the server gives it."""
+    names = (str(situation.config.get("model", "")), situation.model)
+    spec = next((settings.models[name] for name in names if name in settings.models), None)
     return situation if spec is None else dataclasses.replace(situation, architecture=read_architecture(spec))
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from muai_producers.advice.records import ImpactLevel
 
 Gain = Literal["memory reduction", "latency reduction", "throughput increase"]
+GAINS: tuple[Gain, ...] = get_args(Gain)
 HIGH, MEDIUM = 0.3, 0.1
+MOST = 9.0
+"""More than ten times as much is claimed of nothing."""
 WORTH_IT = 0.05
 """A change whose best case brings less than this is not advised."""
 
@@ -47,9 +50,9 @@ class Estimate:
 
 
 def estimate(gain: Gain, low: float, high: float, source: str, of: str = "") -> Estimate:
-    """An estimate, with bounds that are out of order or below 0 set right: neither case of a model is always the
-    better one."""
-    low, high = sorted((max(0.0, low), max(0.0, high)))
+    """An estimate, with bounds that are out of order, below 0 or beyond `MOST` set right: neither case of a model is
+    always the better one."""
+    low, high = sorted((min(MOST, max(0.0, low)), min(MOST, max(0.0, high))))
     return Estimate(gain, low, high, source, of)
 
 
@@ -65,9 +68,11 @@ def told(estimates: Sequence[Estimate]) -> str:
 
 
 def impact(estimates: Iterable[Estimate]) -> ImpactLevel:
-    """By the middle of the widest-reaching range: from 30 % high, from 10 % medium."""
-    middle = max((one.middle for one in estimates), default=0.0)
-    return ImpactLevel.HIGH if middle >= HIGH else ImpactLevel.MEDIUM if middle >= MEDIUM else ImpactLevel.LOW
+    """By the middle of the best range: from 30 % high, where even the least is 10 %; from 10 % medium."""
+    estimates = list(estimates)
+    if any(one.middle >= HIGH and one.low >= MEDIUM for one in estimates):
+        return ImpactLevel.HIGH
+    return ImpactLevel.MEDIUM if any(one.middle >= MEDIUM for one in estimates) else ImpactLevel.LOW
 
 
 def total(estimates: Sequence[Estimate]) -> str:

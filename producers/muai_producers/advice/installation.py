@@ -71,7 +71,7 @@ class InstallationLook:
 def situation_of(base: Situation, report: PerformanceReport, view: FleetView, totals: Totals) -> Situation:
     """`base` with what was measured. Pure."""
     figures, workers = report.model(base.model), [one for one in view.workers if one.engine == base.engine]
-    found = {**_of_workers(workers, view), **_of_hosts(workers, report), **_of_cache(base.model, totals)}
+    found = {**_of_workers(workers, view, report), **_of_hosts(workers, report), **_of_cache(base.model, totals)}
     window_s = report.to_s - report.from_s
     if figures is None or not figures.successes:
         why = f"no request for {base.model} on {base.engine} was served within {window_s:.0f} s"
@@ -124,11 +124,12 @@ def _of_batches(engine: str, figures: SeriesFigures, window_s: float, slots: int
     }
 
 
-def _of_workers(workers: Iterable[WorkerRecord], view: FleetView) -> dict[str, Any]:
+def _of_workers(workers: Iterable[WorkerRecord], view: FleetView, report: PerformanceReport) -> dict[str, Any]:
     workers = list(workers)
     names = {worker.name for worker in workers}
     gpus = [gpu for gpu in view.gpus if gpu.worker in names]
-    has_gpu = any(worker.gpu or "cuda" in worker.device.lower() for worker in workers) or bool(gpus)
+    hosts = {trend.host for trend in report.resources.trends if trend.resource.startswith("gpu")}
+    has_gpu = bool(gpus) or any(worker.gpu or worker.host in hosts for worker in workers)
     device = ("cuda" if has_gpu else "cpu") if workers else ""
     return {"device": device, "gpu_name": next((gpu.name for gpu in gpus if gpu.name), "")}
 

@@ -94,10 +94,10 @@ def _prefix_caching(now: Situation) -> Proposal | None:
 
 def _less_reserved(now: Situation) -> Proposal | None:
     capacity, each, used = now.kv_capacity_tokens, now.kv_token_bytes, now.kv_used_share
-    if capacity is None or each is None or used is None or now.context_tokens is None:
+    if not capacity or each is None or used is None or now.context_tokens is None:
         return None
     longest = now.config.get("max_model_len")
-    at_least = float(longest) if isinstance(longest, int) else 4 * now.context_tokens[1]
+    at_least = float(longest) if isinstance(longest, int) and 0 < longest < 2**53 else 4 * now.context_tokens[1]
     needs = [max(at_least, headroom * used * capacity) for headroom in (SAFE_HEADROOM, BARE_HEADROOM)]
     safe, bare = (1 - need / capacity for need in needs)
     if safe < WORTH_IT:

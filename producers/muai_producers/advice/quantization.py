@@ -70,6 +70,8 @@ class QuantizationOptimizer:
         is_pressed = has(found, "memory_pressure") or has(found, "queueing")
         if situation.quantization or (situation.is_measured and not is_pressed):
             return []
+        if not situation.is_measured and "quantization" not in situation.config and situation.architecture is None:
+            return []  # nothing at all is known
         made = _of_onnx(situation) if situation.is_ours and situation.engine == "onnx" else _of_decoding(situation)
         return [] if made is None else [made]
 

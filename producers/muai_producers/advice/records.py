@@ -23,7 +23,7 @@ class OptimizationType(StrEnum):
 
 
 class ImpactLevel(StrEnum):
-    """How much an optimization is expected to bring: by the middle of its widest range."""
+    """How much an optimization is expected to bring: by the middle of its best range, and the least of it."""
 
     HIGH = "high"
     MEDIUM = "medium"

@@ -43,6 +43,8 @@ HISTOGRAMS = {
     "output_tokens": ("request_generation_tokens",),
     "step_tokens": ("iteration_tokens_total",),
 }
+MOST = 1e18
+"""A figure above it, below 0, or that is none, is passed over."""
 NO_NUMBER = frozenset({"", "None", "auto"})
 
 
@@ -51,7 +53,7 @@ class ScrapeError(MuaiError):
 
     code = "instance_unreachable"
     retryable = True
-    http_status = 502
+    http_status = 424
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,10 @@ def read_metrics(text: str, model: str = "") -> Scrape:
     lines = [line for line in text.splitlines() if line.startswith(_KEPT)]
     try:
         samples = [
-            sample for family in text_string_to_metric_families("\n".join(lines) + "\n") for sample in family.samples
+            sample
+            for family in text_string_to_metric_families("\n".join(lines) + "\n")
+            for sample in family.samples
+            if 0 <= sample.value < MOST
         ]
     except (ValueError, KeyError, IndexError) as error:
         raise ScrapeError(f"what it says at /metrics cannot be read as Prometheus' text format: {error}") from None
@@ -224,9 +229,10 @@ def _number(labels: Mapping[str, str], name: str) -> float | None:
     if told in NO_NUMBER:
         return None
     try:
-        return float(told)
+        value = float(told)
     except ValueError:
         return None
+    return value if 0 <= value < MOST else None
 
 
 def _flag(labels: Mapping[str, str], name: str) -> bool | None:

@@ -147,7 +147,7 @@ _ERRORS = {
         "invalid_config",
         "optimization.batcher.max_batch_size: 9999 is not allowed (allowed: an integer from 1 to 4096)",
     ),
-    502: (
+    424: (
         "The instance does not answer, or not as a vLLM server does.",
         "instance_unreachable",
         "localhost:8000 did not send its metrics within 2 s",

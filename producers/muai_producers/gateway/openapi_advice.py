@@ -96,7 +96,7 @@ ANALYZE = operation(
     "analyzeInstance",
     "What holds an instance up, with the figures that say so",
     {200: response("Most severe first.", Analysis, _ANALYSIS)},
-    (*_ERRORS, 502),
+    (*_ERRORS, 424),
     requestBody={"required": True, "content": content(AnalysisRequest, examples=_ANALYSES)},
 )
 OPTIMIZE = operation(
