@@ -153,7 +153,7 @@ def plan_of(situation: Situation, timestamp: str, optimizers: Sequence[Optimizer
         instance_id=situation.instance_id,
         instance_type=situation.instance_type,  # type: ignore[arg-type]
         timestamp=timestamp,
-        optimizations=[made.optimization for made in proposals],
+        optimizations=[made.optimization(found) for made in proposals],
         **configs,
         priority_order=[f"{made.type.value}_{index}" for index, made in enumerate(proposals)],
         estimated_total_improvement=_outlook(situation, found, proposals),

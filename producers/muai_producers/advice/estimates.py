@@ -86,4 +86,4 @@ def total(estimates: Sequence[Estimate]) -> str:
         else:
             high = 1 - math.prod(1 - min(one.high, 1.0) for one in own)
         parts.append(f"{percents(low, max(low, high))} {what}")
-    return f"{', '.join(parts)} expected (from the best of them alone to all of them together)"
+    return f"{', '.join(parts)} expected (at least the best of them alone, at most each on top of the others)"

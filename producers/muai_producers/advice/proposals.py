@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from muai_producers.advice.estimates import Estimate, impact, told
+from muai_producers.advice.estimates import Estimate, Gain, impact, told
 from muai_producers.advice.records import (
     BatchingOptimization,
     Bottleneck,
@@ -26,6 +26,12 @@ RESTART = "Medium - a restart with other options"
 RELOAD = "Medium - other weights, and a model reload"
 _EFFORT_ORDER = (LOW_EFFORT, RESTART, RELOAD)
 _URGENCY: Mapping[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
+_GAINS: Mapping[BottleneckKind, tuple[Gain, ...]] = {
+    "memory_pressure": ("memory reduction",),
+    "queueing": ("throughput increase", "latency reduction"),
+    "cache_inefficiency": ("latency reduction",),
+    "padding_waste": ("throughput increase",),
+}
 _IMPACT_ORDER = (ImpactLevel.HIGH, ImpactLevel.MEDIUM, ImpactLevel.LOW)
 
 
@@ -49,15 +55,20 @@ class Proposal:
     risks: tuple[str, ...] = ()
     prerequisites: tuple[str, ...] = ()
 
-    @property
-    def optimization(self) -> Optimization:
+    def relevant(self, found: Collection[Bottleneck]) -> Sequence[Estimate]:
+        """The estimates that say something on the bottlenecks which it lessens; all of them where it lessens none."""
+        kinds = {one.kind for one in found} & set(self.against)
+        gains = {gain for kind in kinds for gain in _GAINS.get(kind, ())}
+        return [one for one in self.estimates if one.gain in gains] or self.estimates
+
+    def optimization(self, found: Collection[Bottleneck]) -> Optimization:
         """As it is answered."""
         return Optimization(
             type=self.type,
             title=self.title,
             description=self.description,
             config_changes=list(self.changes),
-            expected_impact=impact(self.estimates),
+            expected_impact=impact(self.relevant(found)),
             estimated_improvement=told(self.estimates),
             implementation_effort=self.effort,
             risks=list(self.risks),
@@ -67,8 +78,9 @@ class Proposal:
     def rank(self, found: Collection[Bottleneck]) -> tuple[int, int, int, float]:
         """For sorting: what lessens the severest bottleneck first, then what brings most, then what is easiest."""
         urgency = min((_URGENCY[one.severity] for one in found if one.kind in self.against), default=len(_URGENCY))
-        middle = max((one.middle for one in self.estimates), default=0.0)
-        return urgency, _IMPACT_ORDER.index(impact(self.estimates)), _EFFORT_ORDER.index(self.effort), -middle
+        own = self.relevant(found)
+        middle = max((one.middle for one in own), default=0.0)
+        return urgency, _IMPACT_ORDER.index(impact(own)), _EFFORT_ORDER.index(self.effort), -middle
 
 
 class Optimizer(Protocol):

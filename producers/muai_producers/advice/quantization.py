@@ -72,8 +72,9 @@ class QuantizationOptimizer:
             return []
         if not situation.is_measured and "quantization" not in situation.config and situation.architecture is None:
             return []  # nothing at all is known
-        made = _of_onnx(situation) if situation.is_ours and situation.engine == "onnx" else _of_decoding(situation)
-        return [] if made is None else [made]
+        is_onnx = situation.is_ours and situation.engine == "onnx"
+        made = _of_onnx(situation, found) if is_onnx else _of_decoding(situation, found)
+        return [] if made is None or max(one.high for one in made.relevant(found)) < WORTH_IT else [made]
 
 
 def choose(now: Situation) -> Choice:
@@ -88,14 +89,12 @@ def choose(now: Situation) -> Choice:
     return Choice(QuantizationMethod.INT8, 8)
 
 
-def _of_decoding(now: Situation) -> Proposal | None:
+def _of_decoding(now: Situation, found: Collection[Bottleneck]) -> Proposal | None:
     if now.is_ours and (now.engine not in ("vllm",) or now.device == "cpu"):
         return None  # the other engines load no quantized weights
     choice = choose(now)
     name = choice.method.value.upper()
-    estimates = [one for one in (_memory(now, choice), _latency(now, choice)) if one.high >= WORTH_IT]
-    if not estimates:
-        return None
+    estimates = (_memory(now, choice), _speed(now, _decoding(now, choice), now.decode_ms, found))
     prerequisites = [
         f"Weights of the model that are quantized to {choice.method.value}, or a server that does it itself"
     ]
@@ -106,7 +105,7 @@ def _of_decoding(now: Situation) -> Proposal | None:
         f"Apply {name} Quantization",
         f"Weights in {choice.bits} bits leave more room for requests, and are read faster at each step of decoding.",
         (_change(now, choice),),
-        tuple(estimates),
+        estimates,
         RELOAD,
         choice.config,
         against=("memory_pressure", "queueing"),
@@ -151,29 +150,51 @@ def _memory(now: Situation, choice: Choice) -> Estimate:
     return estimate("memory reduction", low, high, told, of="the weights")
 
 
-def _latency(now: Situation, choice: Choice) -> Estimate:
-    saved, weights = _saved(now, choice.bits), now.weight_bytes
+@dataclass(frozen=True)
+class Saving:
+    """By how much computing becomes shorter, as shares of itself."""
+
+    low: float
+    high: float
+    source: str
+
+
+def _speed(now: Situation, saving: Saving, part_ms: float | None, found: Collection[Bottleneck]) -> Estimate:
+    """What a saving in one part of the computing brings: before a queue more requests, else a shorter time for each.
+
+    Args:
+        part_ms: how much of a request's time the part is; None where that is not known.
+    """
+    if has(found, "queueing"):
+        share = 1.0 if part_ms is None or not now.inference_ms else min(1.0, part_ms / now.inference_ms)
+        low, high = (1 / max(1e-3, 1 - share * each) - 1 for each in (saving.low, saving.high))
+        told = f"{saving.source}; that is {share:.0%} of what an engine does for a request"
+        return estimate("throughput increase", 0.0 if part_ms is None else low, high, told)
+    known = now.share_of_total(part_ms)
+    if known is None:
+        return estimate("latency reduction", 0.0, saving.high, f"{saving.source}, if that is all of a request's time")
+    told = f"{saving.source}; that is {known:.0%} of a request's time"
+    return estimate("latency reduction", saving.low * known, saving.high * known, told)
+
+
+def _decoding(now: Situation, choice: Choice) -> Saving:
+    """By how much decoding becomes shorter."""
+    saved, weights, kv = _saved(now, choice.bits), now.weight_bytes, _kv_bytes(now)
     share = now.architecture.quantizable_share if now.architecture else 1.0
-    decoding = now.share_of_total(now.decode_ms)
-    if now.tokens_per_step is not None and now.tokens_per_step >= RIDGE_TOKENS:
-        told = (
-            f"a step has {now.tokens_per_step:.0f} tokens, more than the {RIDGE_TOKENS} that are waited for in reading"
+    tokens = now.tokens_per_step
+    if tokens is not None and tokens >= RIDGE_TOKENS:
+        return Saving(
+            0.0, 0.0, f"a step has {tokens:.0f} tokens, more than the {RIDGE_TOKENS} that reading is waited for"
         )
-        return estimate("latency reduction", 0.0, 0.0, told)
-    kv = _kv_bytes(now)
     if weights is None or kv is None:
-        read = share * saved
-        told = f"at most the {read:.0%} by which the weights shrink, where reading them is all that decoding waits for"
-        return estimate("latency reduction", 0.0, read * (1.0 if decoding is None else decoding), told)
+        told = f"decoding becomes shorter by at most the {share * saved:.0%} by which the weights shrink"
+        return Saving(0.0, share * saved, told)
     low, high = (share * saved * weights / (weights + held) for held in (kv[1], kv[0]))
-    if decoding is None:
-        told = f"reading {gigabytes(weights)} of weights at each step, if decoding is all of a request's time"
-        return estimate("latency reduction", 0.0, high, told)
     told = (
         f"each step of decoding reads {gigabytes(weights)} of weights and {gigabytes(kv[0])} to {gigabytes(kv[1])} of "
-        f"keys and values; decoding is {decoding:.0%} of a request's time"
+        f"keys and values, and {share * saved:.0%} of the weights less then"
     )
-    return estimate("latency reduction", low * decoding, high * decoding, told)
+    return Saving(low, high, told)
 
 
 def _kv_bytes(now: Situation) -> tuple[float, float] | None:
@@ -184,23 +205,20 @@ def _kv_bytes(now: Situation) -> tuple[float, float] | None:
     return at_once * now.context_tokens[0] * now.kv_token_bytes, at_once * now.context_tokens[1] * now.kv_token_bytes
 
 
-def _of_onnx(now: Situation) -> Proposal | None:
+def _of_onnx(now: Situation, found: Collection[Bottleneck]) -> Proposal | None:
     if now.config.get(ONNX_KEY) is not False or now.device == "cuda":
         return None
-    computing = now.share_of_total(now.inference_ms) or 0.0
-    latency = estimate(
-        "latency reduction",
-        0.0,
-        0.75 * computing,
-        f"computing is {computing:.0%} of a request's time, and at most a quarter of it is left where the CPU has "
-        "instructions for 8-bit integers (four for each one in 32 bits)",
+    told = (
+        "at most a quarter of the computing is left where the CPU has instructions for 8-bit integers, which do four "
+        "for each one in 32 bits"
     )
+    speed = _speed(now, Saving(0.0, 0.75, told), now.inference_ms, found)
     return Proposal(
         _KIND,
         "Store weights as 8-bit integers",
         "ONNX Runtime computes with 8-bit integers on a CPU; the conversion is checked against the original.",
         (change(now, ONNX_KEY, True, "Weights of 8 bits instead of 32"),),
-        (_memory(now, Choice(QuantizationMethod.INT8, 8)), latency),
+        (_memory(now, Choice(QuantizationMethod.INT8, 8)), speed),
         RELOAD,
         QuantizationOptimization(
             method=QuantizationMethod.INT8, target_bits=8, quantize_weights=True, quantize_activations=True
