@@ -11,6 +11,7 @@ import yaml
 from tests.gateway_support import GatewayStack, gateway_stack
 from tests.transport_support import wait_until
 
+from muai_config.runtime import reloadable_settings
 from muai_producers.keys import Keys, new_key
 from muai_producers.runtime_config.versions import Applied, ConfigVersions
 from muai_producers.store import Store
@@ -121,6 +122,20 @@ def test_given_a_change_thought_of_for_a_version_then_it_holds_for_that_version_
         refused = ops.post(ROLLBACK, json={"to": 0, **body}, headers=headers)
         assert error_of(refused) == told
     assert ops.get(CONFIG).json()["values"][SIZE] == (128 if told[0] == 200 else 64)
+
+
+@pytest.mark.property(58)
+def test_given_every_reloadable_key_then_its_documented_example_is_set_over_http_and_taken_back(
+    ops: httpx.Client,
+) -> None:
+    before = ops.get(CONFIG).json()["values"]
+    examples = {key: info.example for key, info in reloadable_settings().items()}
+    examples["monitoring.anomaly.webhook_url"] = "http://127.0.0.1:1/"
+    assert set(before) == set(examples)
+    assert number_of(ops.patch(CONFIG, json={"set": examples})) == 1
+    assert ops.get(CONFIG).json()["values"] == examples
+    assert number_of(ops.post(ROLLBACK, json={"to": 0})) == 2
+    assert ops.get(CONFIG).json()["values"] == before
 
 
 def test_given_rollbacks_then_the_history_has_who_and_why_newest_first(ops: httpx.Client) -> None:
