@@ -18,6 +18,7 @@ GROUP = "muai.commands"
 EXTRA_BY_MODULE: Mapping[str, str] = {
     "fastapi": "gateway",
     "uvicorn": "gateway",
+    "httptools": "gateway",
     "python_multipart": "gateway",
     "psutil": "worker",
     "pynvml": "worker",

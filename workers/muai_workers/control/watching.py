@@ -18,6 +18,7 @@ from muai_workers.control.scheduling import Deadline, Scheduled, Scheduler
 
 if TYPE_CHECKING:
     from muai_config import Settings
+    from muai_producers.runtime_config.live import LiveSettings
 
 log = logging.getLogger(__name__)
 ROLL_UP_EVERY_S = 30.0
@@ -27,8 +28,9 @@ LIMIT_S = 30.0
 FORGOTTEN_RUNS_S = 7 * 86_400.0
 
 
-def register_watching(app: Celery, settings: Settings) -> dict[str, Any]:
+def register_watching(app: Celery, live: LiveSettings) -> dict[str, Any]:
     """Give `app` the tasks; returns their part of beat's schedule. Connects when the tasks run."""
+    settings = live.started_with
     store = Store(state_client(settings.queue.state_url), prefix=settings.queue.key_prefix)
     if not settings.monitoring.enabled:
         return {}
@@ -37,6 +39,7 @@ def register_watching(app: Celery, settings: Settings) -> dict[str, Any]:
         return {}
     _sample_here(app, settings)
     watch = Watch(app, settings, store)
+    live.subscribe(watch.on_settings, settings)
     scheduler = Scheduler(store)
     tasks = watch.tasks()
     for task in tasks:
@@ -74,20 +77,25 @@ class Watch:
         self._runs = TaskRuns(store)
 
     def tasks(self) -> list[Scheduled]:
-        """Those that the configuration wants."""
+        """All of them."""
         tasks = [Scheduled("muai.control.clean_up", CLEAN_EVERY_S, LIMIT_S, self.clean_up, "statistics")]
         if self._settings.performance.enabled:
             tasks += [
                 Scheduled("muai.control.sample_hosts", SAMPLE_EVERY_S, LIMIT_S, self.sample_hosts, "statistics"),
                 Scheduled("muai.control.roll_up", ROLL_UP_EVERY_S, LIMIT_S, self.roll_up, "statistics"),
             ]
-        if self._settings.anomaly.enabled:
-            every_s = self._settings.anomaly.check_every_s
-            tasks += [
-                Scheduled("muai.control.check_anomalies", every_s, LIMIT_S, self.check_anomalies, "alerts"),
-                Scheduled("muai.control.deliver_alerts", DELIVER_EVERY_S, LIMIT_S, self.deliver_alerts, "alerts"),
-            ]
-        return tasks
+        # In the schedule also where `monitoring.anomaly.enabled` is false: it may become true while this runs.
+        every_s = self._settings.anomaly.check_every_s
+        return [
+            *tasks,
+            Scheduled("muai.control.check_anomalies", every_s, LIMIT_S, self.check_anomalies, "alerts"),
+            Scheduled("muai.control.deliver_alerts", DELIVER_EVERY_S, LIMIT_S, self.deliver_alerts, "alerts"),
+        ]
+
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from now on, as far as they are reloadable."""
+        self._settings = settings.monitoring
+        self._detector.on_settings(settings)
 
     def sample_hosts(self, _: Deadline) -> None:
         """Ask every host for a sample of its resources."""

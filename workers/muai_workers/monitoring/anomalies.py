@@ -69,6 +69,13 @@ class AnomalyDetector:
         self.deliverer = Deliverer(self.alerts, self._settings, wall_s)
         self._look = FleetLook(settings, store, monitor, queues or queue_reader(settings), wall_s)
 
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from the next check on."""
+        self._settings = settings.monitoring.anomaly
+        self._is_on = settings.monitoring.enabled and self._settings.enabled
+        self.deliverer.on_settings(self._settings)
+        self._look.on_settings(settings)
+
     def check(self, deadline: Deadline) -> Checked:
         """Look at the fleet, and tell what has begun and what has ended."""
         if not self._is_on:
