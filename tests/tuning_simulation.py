@@ -1,5 +1,5 @@
-"""A fleet in simulated time: Poisson arrivals, the collector's own rule of when a batch leaves, engines whose batch of n
-takes a·n + b. It yields what the tuner looks at."""
+"""A fleet in simulated time: Poisson arrivals, the collector's own rule of when a batch leaves, engines whose batch of
+n takes a·n + b. It yields what the tuner looks at."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class Fleet:
         end_s, start_s, formed_s, requests = batch
         n, took_us = len(requests), round(1e6 * (end_s - start_s))
         tally.sizes[n] += 1
-        for name, amount in zip(("fit_count", "fit_n", "fit_nn", "fit_us", "fit_n_us"), (1, n, n * n, took_us, n * took_us)):
+        sums = {"fit_count": 1, "fit_n": n, "fit_nn": n * n, "fit_us": took_us, "fit_n_us": n * took_us}
+        for name, amount in sums.items():
             tally.counters[name] += amount
         tally.counters["ok"] += n
         for came_s in requests:
@@ -101,7 +102,9 @@ class Fleet:
                 tally.durations[stage][bin_of(1000 * seconds)] += 1
 
 
-def rules(target_ms: float = 500.0, *, sizes: tuple[int, int] = (1, 128), timeouts: tuple[int, int] = (1, 500)) -> Rules:
+def rules(
+    target_ms: float = 500.0, *, sizes: tuple[int, int] = (1, 128), timeouts: tuple[int, int] = (1, 500)
+) -> Rules:
     return Rules(
         bounds={"batch_size": Bounds(*sizes), "batch_timeout_ms": Bounds(*timeouts)},
         interval_s=60.0,

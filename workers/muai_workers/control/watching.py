@@ -1,4 +1,4 @@
-"""The scheduled tasks that watch: sampling hosts, making data coarser, looking for what is wrong, telling of it."""
+"""The scheduled tasks that watch and tune: sampling hosts, making data coarser, finding and telling what is wrong."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ROLL_UP_EVERY_S = 30.0
+TUNE_EVERY_S = 5.0
+"""A look at whether anything is to be done; decisions have an interval of their own."""
 DELIVER_EVERY_S = 2.0
 CLEAN_EVERY_S = 3600.0
 LIMIT_S = 30.0
@@ -66,12 +68,16 @@ class Watch:
     def __init__(self, app: Celery, settings: Settings, store: Store) -> None:
         from muai_producers.performance.monitor import PerformanceMonitor
         from muai_workers.monitoring.anomalies import AnomalyDetector
+        from muai_workers.tuning.auto_tuner import AutoTuner
 
         self._app = app
         self._settings = settings.monitoring
         self._monitor = PerformanceMonitor(store, self._settings.performance.retention_s)
         self._detector = AnomalyDetector(settings, store, self._monitor)
         self._runs = TaskRuns(store)
+        self._tuner = AutoTuner(settings, store, self._monitor)
+        if settings.optimization.tuner.enabled and not settings.monitoring.performance.enabled:
+            log.warning("nothing is tuned: that needs monitoring.performance.enabled")
 
     def tasks(self) -> list[Scheduled]:
         """Those that the configuration wants."""
@@ -80,6 +86,7 @@ class Watch:
             tasks += [
                 Scheduled("muai.control.sample_hosts", SAMPLE_EVERY_S, LIMIT_S, self.sample_hosts, "statistics"),
                 Scheduled("muai.control.roll_up", ROLL_UP_EVERY_S, LIMIT_S, self.roll_up, "statistics"),
+                Scheduled("muai.control.tune", TUNE_EVERY_S, LIMIT_S, self.tune, "statistics"),
             ]
         if self._settings.anomaly.enabled:
             every_s = self._settings.anomaly.check_every_s
@@ -96,6 +103,10 @@ class Watch:
     def roll_up(self, _: Deadline) -> int:
         """Add finished stretches of performance data up into coarser ones."""
         return self._monitor.data.roll_up(time.time())
+
+    def tune(self, _: Deadline) -> int:
+        """Adjust settings to the load, where that is switched on."""
+        return len(self._tuner.run())
 
     def check_anomalies(self, deadline: Deadline) -> int:
         """Look for what is wrong with the fleet, and tell of it."""

@@ -1,8 +1,8 @@
 """The tuner's decisions: a state machine of plain values, with the clock passed in. Pure.
 
-One step at a time: it is made, measured over an interval, kept where it helped by more than noise, taken back where it did
-not. A step that did not help is not tried again under the same load until `FORGET_S` have passed, so that the tuner comes
-to rest. What held last under a load is where it starts when that load comes again.
+One step at a time: it is made, measured over an interval, kept where it helped by more than noise, taken back where it
+did not. A step that did not help is not tried again under the same load until `FORGET_S` have passed, so that the tuner
+comes to rest. What held last under a load is where it starts when that load comes again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from muai_workers.tuning.comparing import Sample, chance_of_rise
 from muai_workers.tuning.measuring import is_of, measured, place_of
-from muai_workers.tuning.proposing import MIN_GAIN, Move, Situation, bounds_of, move_to, moves, situation_of
+from muai_workers.tuning.proposing import MIN_GAIN, Move, bounds_of, move_to, moves, situation_of
 from muai_workers.tuning.records import (
     PARAMETERS,
     Knowledge,
@@ -42,6 +42,8 @@ RATE_GAIN = 0.03
 MORE_FAILURES = 0.02
 MAX_PROLONGED = 1
 FORGET_S = 86_400.0
+ALERT = "alert "
+"""What the reason of an incident begins with."""
 ALLOWED_LATE_S = 1.0
 """Looks come a little early or late."""
 TUNER = "tuner"
@@ -108,10 +110,10 @@ def stand_down(state: TunerState, look: Look) -> Step:
 
 def _reconciled(state: TunerState, look: Look) -> tuple[TunerState, tuple[TuningEvent, ...], bool]:
     """The state as the configuration really is; the last is true where the tuner's own write never came about."""
-    replace = msgspec.structs.replace
-    if state.values is None:
+    replace, mine = msgspec.structs.replace, state.values
+    if mine is None:
         return replace(state, values=look.values, version=look.version, since_s=look.now_s), (), False
-    if look.values == state.values:
+    if look.values == mine:
         if look.version != state.version and look.changed_by != TUNER:
             # Something else was changed: what was measured before does not hold.
             state = replace(state, since_s=look.now_s, trial=_renewed(state.trial, look.now_s))
@@ -119,13 +121,9 @@ def _reconciled(state: TunerState, look: Look) -> tuple[TunerState, tuple[Tuning
     if look.version == state.version:
         trial = _renewed(state.trial, look.now_s)
         return replace(state, since_s=look.now_s, trial=trial, due_s=look.now_s + SETTLE_S), (), True
-    theirs = {name: was for name, was in state.originals.items() if look.values.of(name) == state.values.of(name)}
-    event = _event(
-        look, "adopted", "", state.values, look.values, f"{look.changed_by or 'somebody'} set them", state.place
-    )
-    fresh = replace(
-        state, values=look.values, version=look.version, since_s=look.now_s, trial=None, originals=theirs
-    )
+    theirs = {name: was for name, was in state.originals.items() if look.values.of(name) == mine.of(name)}
+    event = _event(look, "adopted", "", mine, look.values, f"{look.changed_by or 'somebody'} set them", state.place)
+    fresh = replace(state, values=look.values, version=look.version, since_s=look.now_s, trial=None, originals=theirs)
     return fresh, (event,), False
 
 
@@ -138,7 +136,7 @@ def _held(state: TunerState, look: Look, rules: Rules, events: tuple[TuningEvent
     replace = msgspec.structs.replace
     held = replace(state, holding=look.incident, due_s=look.now_s + rules.interval_s, since_s=look.now_s)
     if state.trial is None:
-        if state.holding == look.incident:
+        if state.holding.startswith(ALERT):
             return Step(state=held, events=events)
         assert state.values is not None
         paused = _event(look, "paused", "", state.values, state.values, look.incident, state.place)
@@ -156,9 +154,13 @@ def _decided(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Ste
     place = place_of(look, recent, state.place)
     if place is None:
         idle = replace(state, holding="too little comes to judge by")
-        return _undone(idle, look, "taken back unjudged: too little comes to judge by") if state.trial else Step(state=idle)
+        return (
+            _undone(idle, look, "taken back unjudged: too little comes to judge by")
+            if state.trial
+            else Step(state=idle)
+        )
     if place != state.place:
-        return _moved(replace(state, place=place), look, place, recall, rules)
+        return _moved(state, look, place, recall, rules)
     if state.trial is not None:
         return _judged(state, state.trial, look, place, recall, rules)
     return _tried(state, look, place, recall(place), _valid(look, state.since_s, place, rules), rules)
@@ -166,20 +168,26 @@ def _decided(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Ste
 
 def _moved(state: TunerState, look: Look, place: Place, recall: Recall, rules: Rules) -> Step:
     """The load, or what is served, has changed: a trial that is on cannot be judged any more."""
-    base = state.values
+    replace, came_from, base = msgspec.structs.replace, state.place, state.values
     assert base is not None
+    state = replace(state, place=place)
+    known = recall(place) or _nearest(place, recall)
+    stretches = _valid(look, look.now_s - rules.interval_s - 1.0, place, rules)
+    before = measured(stretches, rules.target_ms)
+    if before.behind and known is not None and known.best.batch_size < base.batch_size:
+        # What has piled up under another load is still to be worked off: that wants what this load alone would not.
+        return Step(state=replace(state, place=came_from, holding="what has piled up is worked off first"))
     undone = Step(state=state)
     if state.trial is not None:
         undone = _undone(state, look, "taken back unjudged: the load has changed")
         base = state.trial.old
-    known = recall(place) or _nearest(place, recall)
     wanted = base if known is None else _bounded(known.best, look, rules)
-    if wanted == base:
+    if wanted != base:
+        move = move_to(base, wanted, f"what did best for {place}")
+        return _begun(undone, look, place, _trial(move, base, look, before, recalled=True))
+    if state.trial is not None:
         return undone
-    why = f"what did best for {place}"
-    since_s = look.now_s - rules.interval_s
-    before = measured([one for one in look.stretches if one.start_s >= since_s and is_of(one, place)], rules.target_ms)
-    return _begun(undone, look, place, _trial(move_to(base, wanted, why), base, look, before, recalled=True))
+    return _tried(state, look, place, known, stretches, rules)
 
 
 def _nearest(place: Place, recall: Recall) -> Knowledge | None:
@@ -197,7 +205,8 @@ def _judged(state: TunerState, trial: Trial, look: Look, place: Place, recall: R
     stretches = _valid(look, trial.began_s + SETTLE_S, place, rules)
     after = measured(stretches, rules.target_ms)
     verdict, why = judge(trial, after)
-    if verdict == "unclear" and trial.prolonged < MAX_PROLONGED:
+    promises = after.scores.mean > trial.before.scores.mean + MIN_GAIN
+    if verdict == "unclear" and trial.prolonged < MAX_PROLONGED + promises:
         # What is only too short yet is no doubt.
         longer = replace(trial, prolonged=trial.prolonged + (after.scores.count >= MIN_STRETCHES))
         return Step(state=replace(state, trial=longer, holding=f"{trial.move}: not clear yet, {why}"))
@@ -254,6 +263,10 @@ def _tried(
     assert base is not None
     nothing = after or Step(state=state)
     outside = _bounded(base, look, rules)
+    # What had piled up once and is worked off says nothing of how these values do.
+    recent = [one for one in stretches if one.start_s >= look.now_s - rules.interval_s - 1.0]
+    if measured(stretches, rules.target_ms).behind != measured(recent, rules.target_ms).behind:
+        stretches = recent
     measured_now = before or measured(stretches, rules.target_ms)
     if outside != base:
         move = move_to(base, outside, "into the bounds of optimization.tuner")
@@ -299,7 +312,10 @@ def judge(trial: Trial, after: Measured) -> tuple[Verdict, str]:
     if after.scores.count < MIN_STRETCHES:
         return "unclear", "too little was measured"
     if after.failed_share > before.failed_share + MORE_FAILURES:
-        return "worse", f"{100 * after.failed_share:.1f} % of attempts failed, before it {100 * before.failed_share:.1f} %"
+        return (
+            "worse",
+            f"{100 * after.failed_share:.1f} % of attempts failed, before it {100 * before.failed_share:.1f} %",
+        )
     if trial.parameter == "cache_size_mb" and not trial.relief:
         verdict, why = _compared("share of requests that find something cached", before.hits, after.hits, MIN_GAIN)
         hurt, hurts = _compared("worth per request", before.scores, after.scores, MIN_GAIN)
@@ -312,7 +328,7 @@ def judge(trial: Trial, after: Measured) -> tuple[Verdict, str]:
     rated, rates = _compared("requests served per second", before.rates, after.rates, least)
     if rated == "worse" or (rated == "better" and (before.behind or verdict != "worse")):
         return rated, rates
-    if before.behind and not after.behind and rated != "worse":
+    if before.behind and not after.behind:
         return "better", f"the engines keep up now; {why}"
     return ("worse", why) if verdict == "worse" and not before.behind else (rated, rates)
 
@@ -388,8 +404,3 @@ def _event(
         rationale=why,
         place="" if place is None else str(place),
     )
-
-
-def situation(look: Look, rules: Rules) -> Situation:
-    """How the fleet does in the last interval."""
-    return situation_of([one for one in look.stretches if one.start_s >= look.now_s - rules.interval_s], rules.target_ms)

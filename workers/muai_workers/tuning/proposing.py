@@ -15,11 +15,14 @@ from muai_workers.tuning.measuring import SPEED_WEIGHT, fitted, measured, rate_o
 from muai_workers.tuning.records import Bounds, Look, Parameter, Rules, Stretch, Values
 
 MIN_GAIN = 0.01
-"""A step must be expected to gain as much, and to have gained as much, in worth per request: less is not worth a change."""
+"""In worth per request: what a step must be expected to gain, and to have gained."""
 FULL_SHARE = 0.7
 """Batches of on average so much of the largest size are held down by it."""
-HEADROOM = 1.3
+HEADROOM = 1.5
+LEAST_HEADROOM = 1.1
 LEAPS = (1, 2, 4, 8, 16, 32)
+NOTICEABLE = 1.25
+"""Timeouts that differ by less are as good as one."""
 PATIENCE = 3
 """Intervals within which what has piled up may be worked off without another change."""
 GOOD_HIT_RATE = 0.95
@@ -98,7 +101,7 @@ def moves(look: Look, now: Situation, rules: Rules) -> list[Move]:
     found = [*_cache_moves(look, now, rules), *_batching_moves(look, now, rules)]
     unique: dict[Values, Move] = {}
     for move in found:
-        if move.values != look.values:
+        if move.values != look.values and not _would_fall_behind(look, now, move.values):
             unique.setdefault(move.values, move)
     return list(unique.values())
 
@@ -130,9 +133,7 @@ def _catching_up(look: Look, now: Situation, full: bool, size: Scaler, timeout: 
     """More comes than is served: fuller batches serve more, as far as a batch costs something besides its requests."""
     waits = f"requests wait {now.wait_ms:.0f} ms for an engine"
     if full:
-        yield from size(
-            2, f"{late}: {waits}, and batches are full ({now.mean_size:.0f} of {look.values.batch_size})"
-        )
+        yield from size(2, f"{late}: {waits}, and batches are full ({now.mean_size:.0f} of {look.values.batch_size})")
     if look.timeout_matters and not full:
         yield from timeout(2, f"{late}: {waits}, and batches leave with {now.mean_size:.0f} requests at the timeout")
     yield from size(2, f"{late}: {waits}; larger batches may serve more")
@@ -178,18 +179,36 @@ def _enough(look: Look, now: Situation, rules: Rules, late: str) -> Iterator[Mov
         return
     bounds = bounds_of(look, rules, "batch_size")
     sizes = [] if bounds is None else [bounds.clamp(look.values.batch_size * leap) for leap in LEAPS]
-    enough = next((size for size in sizes if _capacity(look, now.curve, size) >= HEADROOM * now.rate), None)
-    if enough is None:
+    curve = now.curve
+    # A request waits for most of a batch before its own.
+    sizes = [size for size in sizes if curve[0] * size + curve[1] <= rules.target_ms / 2] or sizes[:1]
+    if not sizes:
         return
+    enough = next((size for size in sizes if _capacity(look, curve, size) >= HEADROOM * now.rate), sizes[-1])
     wanted = look.values.with_value("batch_size", max(enough, look.values.batch_size))
     timeouts = bounds_of(look, rules, "batch_timeout_ms")
     if look.timeout_matters and timeouts is not None:
-        fills_ms = timeouts.clamp(math.ceil(1000 * enough / now.rate))
-        wanted = wanted.with_value("batch_timeout_ms", max(fills_ms, look.values.batch_timeout_ms))
+        fills_ms = timeouts.clamp(math.ceil(min(1000 * enough / now.rate, rules.target_ms / 2)))
+        if fills_ms > NOTICEABLE * look.values.batch_timeout_ms:
+            wanted = wanted.with_value("batch_timeout_ms", fills_ms)
     if wanted != look.values:
-        a, b = now.curve
-        why = f"{late}: requests wait {now.wait_ms:.0f} ms for an engine; batches of n take {a:.3g}n + {b:.3g} ms, so "
-        yield move_to(look.values, wanted, f"{why}with {enough} in each the engines keep up with {now.rate:.3g} a second")
+        why = f"{late}: requests wait {now.wait_ms:.0f} ms for an engine; batches of n take {curve[0]:.3g}n + "
+        why += f"{curve[1]:.3g} ms, so {enough} in each serve up to {_capacity(look, curve, enough):.3g} a second, and "
+        yield move_to(look.values, wanted, f"{why}{now.rate:.3g} come")
+
+
+def _would_fall_behind(look: Look, now: Situation, wanted: Values) -> bool:
+    """Whether, by the fitted curve, the engines could not keep up with smaller batches: no need to try that."""
+    curve = now.curve
+    if curve is None:
+        return False
+    sizes = [min(one.batch_size, _fill(look, now, one)) for one in (look.values, wanted)]
+    return sizes[1] < sizes[0] and _capacity(look, curve, sizes[1]) < LEAST_HEADROOM * now.rate
+
+
+def _fill(look: Look, now: Situation, values: Values) -> int:
+    """Requests that come while a batch is open."""
+    return values.batch_size if look.adaptive else 1 + int(now.rate * values.batch_timeout_ms / 1000)
 
 
 def _capacity(look: Look, curve: tuple[float, float], size: int) -> float:
