@@ -6,7 +6,6 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,7 +15,7 @@ from muai_producers.performance.bins import bin_of
 from muai_producers.performance.series import Tally
 from muai_workers.tuning.deciding import Step, advance
 from muai_workers.tuning.measuring import stretch_of
-from muai_workers.tuning.records import Bounds, Knowledge, Look, Place, Rules, Stretch, TunerState, TuningEvent, Values
+from muai_workers.tuning.records import Bounds, Knowledge, Look, Rules, Stretch, TunerState, TuningEvent, Values
 
 STRETCH_S = 10.0
 
@@ -44,8 +43,13 @@ class Fleet:
         self.next_s = 0.0
 
     def run(self, seconds: float, rate: float, values: Values, target_ms: float) -> Stretch:
-        """One stretch of time under a load."""
-        tally, start_s, end_s = Tally(), self.now_s, self.now_s + seconds
+        """One stretch of time under a load, as the tuner sees it."""
+        start_s = self.now_s
+        return stretch_of(self.run_counted(seconds, rate, values), start_s, seconds, target_ms)
+
+    def run_counted(self, seconds: float, rate: float, values: Values) -> Tally:
+        """One stretch of time under a load, as it is counted."""
+        tally, end_s = Tally(), self.now_s + seconds
         policy = BatchPolicy(
             max_batch_size=values.batch_size, batch_timeout_s=values.batch_timeout_ms / 1000, adaptive=self.adaptive
         )
@@ -65,7 +69,7 @@ class Fleet:
                 self._finish(heapq.heappop(self.running), tally)
             self._send(policy)
         self.now_s = end_s
-        return stretch_of(tally, start_s, seconds, target_ms)
+        return tally
 
     def _send(self, policy: BatchPolicy) -> None:
         while self.waiting:
@@ -113,16 +117,23 @@ def rules(
     )
 
 
+CHANGES = ("raised", "lowered", "recalled", "rolled_back")
+
+
 @dataclass
 class Run:
     """What a simulation of the tuner gave, interval by interval."""
 
-    goodput: list[float] = field(default_factory=list)
-    """Requests answered in time per second."""
+    in_time: list[float] = field(default_factory=list)
+    """Share of what came that was answered in time: goodput over the load."""
     values: list[Values] = field(default_factory=list)
     """That held in the interval."""
     events: list[list[TuningEvent]] = field(default_factory=list)
     """Decided at its end."""
+
+    def changes(self, last: int) -> int:
+        """In how many of the last intervals anything was changed."""
+        return sum(any(event.outcome in CHANGES for event in events) for events in self.events[-last:])
 
 
 @dataclass
@@ -136,31 +147,29 @@ class Simulation:
     knowledge: dict[str, Knowledge] = field(default_factory=dict)
     stretches: list[Stretch] = field(default_factory=list)
     version: int = 0
+    changed_by: str = ""
     run: Run = field(default_factory=Run)
-    alter: Callable[[Look], Look] = lambda look: look
+    incident: str = ""
 
-    def intervals(self, count: int, rate: float) -> Iterator[Step]:
-        """Let so many intervals pass; yields the step after each."""
+    def go(self, count: int, rate: float) -> Run:
+        """Let so many intervals pass; returns what they gave."""
+        self.run = Run()
         for _ in range(count):
             got = [
                 self.fleet.run(STRETCH_S, rate, self.values, self.rules.target_ms)
                 for _ in range(round(self.rules.interval_s / STRETCH_S))
             ]
             self.stretches = [*self.stretches, *got][-90:]
-            self.run.goodput.append(sum(one.in_time for one in got) / self.rules.interval_s)
+            self.run.in_time.append(sum(one.in_time for one in got) / sum(one.arrived for one in got))
             self.run.values.append(self.values)
-            yield self.step()
-
-    def go(self, count: int, rate: float) -> None:
-        """Let so many intervals pass."""
-        for _ in self.intervals(count, rate):
-            pass
+            self.run.events.append(list(self.step().events))
+        return self.run
 
     def look(self) -> Look:
-        look = Look(
+        return Look(
             now_s=self.fleet.now_s,
             version=self.version,
-            changed_by="tuner" if self.version else "",
+            changed_by=self.changed_by,
             values=self.values,
             overridden={},
             stretches=tuple(self.stretches),
@@ -169,25 +178,30 @@ class Simulation:
             device="simulated",
             slots=self.fleet.slots,
             adaptive=self.fleet.adaptive,
+            incident=self.incident,
         )
-        return self.alter(look)
 
-    def recall(self, place: Place) -> Knowledge | None:
-        return self.knowledge.get(place.key)
-
-    def step(self) -> Step:
-        step = advance(self.state, self.look(), self.recall, self.rules)
+    def decide(self) -> Step:
+        """What the tuner would do now; the state is kept, and nothing is set."""
+        step = advance(self.state, self.look(), lambda place: self.knowledge.get(place.key), self.rules)
         # As it is kept and read again.
         self.state = msgspec.json.decode(msgspec.json.encode(step.state), type=TunerState)
-        for place, learnt in step.learnt:
-            self.knowledge[place.key] = learnt
-        if step.values is not None:
-            self.values, self.version = step.values, self.version + 1
-        self.run.events.append(list(step.events))
+        self.knowledge |= {place.key: learnt for place, learnt in step.learnt}
         return step
 
+    def step(self) -> Step:
+        """Let the tuner decide, and do as it says."""
+        step = self.decide()
+        if step.values is not None:
+            self.set(step.values, "tuner")
+        return step
 
-def goodput_of(fleet: Fleet, rate: float, values: Values, target_ms: float, seconds: float = 300.0) -> float:
-    """Requests answered in time per second by a fleet that starts empty."""
+    def set(self, values: Values, by: str) -> None:
+        """A new version of the runtime configuration."""
+        self.values, self.version, self.changed_by = values, self.version + 1, by
+
+
+def in_time_share(fleet: Fleet, rate: float, values: Values, target_ms: float, seconds: float = 200.0) -> float:
+    """Share of requests answered in time by a fleet that starts empty."""
     got = [fleet.run(STRETCH_S, rate, values, target_ms) for _ in range(round(seconds / STRETCH_S))]
-    return sum(one.in_time for one in got) / seconds
+    return sum(one.in_time for one in got) / sum(one.arrived for one in got)

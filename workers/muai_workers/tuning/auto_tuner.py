@@ -102,7 +102,7 @@ class AutoTuner:
             made = version.number
         events = [replace(event, version=made) for event in step.events]
         self.memory.commit(written, replace(step.state, version=made or step.state.version), events)
-        _tell(events)
+        tell(events)
         return events
 
     def _stand_down(self, settings: Settings, version: ConfigVersion, seen: bytes) -> list[TuningEvent]:
@@ -115,7 +115,7 @@ class AutoTuner:
         self._give_back(step.restore)
         if self.memory.commit(seen, step.state, step.events) is None:
             return []
-        _tell(step.events)
+        tell(step.events)
         return list(step.events)
 
     # -- setting -------------------------------------------------------------------------------------------------
@@ -213,8 +213,8 @@ class AutoTuner:
 
 
 def _with_advice(step: Step, before: str, look: Look, rules: Rules) -> Step:
-    """The step, with advice where nothing is on trial; told once as long as it is the same."""
-    if step.state.trial is not None or not look.stretches:
+    """The step, with advice where nothing else is left to do; told once as long as it holds."""
+    if step.values is not None or step.state.trial is not None or not step.learnt:
         return step
     told = advice(look, situation_of(look.stretches, rules.target_ms), rules)
     state = replace(step.state, advice=told)
@@ -225,7 +225,7 @@ def _with_advice(step: Step, before: str, look: Look, rules: Rules) -> Step:
     return replace(step, state=state, events=(*step.events, event))
 
 
-def _tell(events: list[TuningEvent] | tuple[TuningEvent, ...]) -> None:
+def tell(events: list[TuningEvent] | tuple[TuningEvent, ...]) -> None:
     """To the log and to the metrics."""
     for event in events:
         tuning_decided(event.parameter or "all", event.outcome)
