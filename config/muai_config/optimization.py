@@ -84,6 +84,23 @@ class VLLMSettings(Section):
         describe="Keys and values are kept and found again in blocks of so many tokens; null takes 32 on a CPU, and "
         "vLLM's own size on a GPU.",
     )
+    max_num_seqs: int | None = setting(
+        None,
+        ge=1,
+        le=65536,
+        unit="sequences",
+        example=64,
+        describe="Most sequences that are decoded at once; null takes vLLM's own number for the device.",
+    )
+    max_num_batched_tokens: int | None = setting(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        unit="tokens",
+        example=8192,
+        describe="Most tokens that one step computes, of prompts and answers together; null takes vLLM's own number "
+        "for the device.",
+    )
     enforce_eager: bool | None = setting(
         None,
         example=True,
