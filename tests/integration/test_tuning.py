@@ -151,6 +151,21 @@ def test_given_tuning_that_is_switched_off_at_run_time_then_what_it_set_is_unset
 
 
 @pytest.mark.property(49)
+def test_given_monitoring_that_is_off_after_a_restart_then_what_was_tuned_is_given_back(
+    installed: Installation,
+) -> None:
+    """Property 49: without figures there is no tuning, and nothing of it stays."""
+    installed.go(3, LOW)
+    installed.go(2, HIGH)
+    assert SIZE in installed.versions.current().overrides
+    document = installed.document() | {"monitoring": {"enabled": False}}
+    installed.settings = build_settings(document, {})
+    installed.tuner = installed.another_tuner()
+    assert [event.outcome for event in installed.tuner.run()] == ["stood_down"]
+    assert installed.versions.current().overrides == {}
+
+
+@pytest.mark.property(49)
 def test_given_a_value_that_an_operator_had_set_then_switching_off_goes_back_to_it(installed: Installation) -> None:
     """Property 49."""
     installed.editor.set({SIZE: 6}, by="ada")

@@ -32,12 +32,15 @@ FORGOTTEN_RUNS_S = 7 * 86_400.0
 def register_watching(app: Celery, settings: Settings) -> dict[str, Any]:
     """Give `app` the tasks; returns their part of beat's schedule. Connects when the tasks run."""
     store = Store(state_client(settings.queue.state_url), prefix=settings.queue.key_prefix)
-    if not settings.monitoring.enabled:
-        return {}
+    is_on = settings.monitoring.enabled
     if importlib.util.find_spec("ddsketch") is None:
-        log.warning("no performance data, no alerts: that needs pip install 'muai[monitoring]'")
+        if is_on:
+            log.warning("no performance data, no alerts, no tuning: that needs pip install 'muai[monitoring]'")
         return {}
-    _sample_here(app, settings)
+    if settings.optimization.tuner.enabled and not (is_on and settings.monitoring.performance.enabled):
+        log.warning("nothing is tuned: that needs monitoring.enabled and monitoring.performance.enabled")
+    if is_on:
+        _sample_here(app, settings)
     watch = Watch(app, settings, store)
     scheduler = Scheduler(store)
     tasks = watch.tasks()
@@ -76,17 +79,18 @@ class Watch:
         self._detector = AnomalyDetector(settings, store, self._monitor)
         self._runs = TaskRuns(store)
         self._tuner = AutoTuner(settings, store, self._monitor)
-        if settings.optimization.tuner.enabled and not settings.monitoring.performance.enabled:
-            log.warning("nothing is tuned: that needs monitoring.performance.enabled")
 
     def tasks(self) -> list[Scheduled]:
         """Those that the configuration wants."""
-        tasks = [Scheduled("muai.control.clean_up", CLEAN_EVERY_S, LIMIT_S, self.clean_up, "statistics")]
+        # Without figures it tunes nothing; what it once set is to be given back then too.
+        tasks = [Scheduled("muai.control.tune", TUNE_EVERY_S, LIMIT_S, self.tune, "statistics")]
+        if not self._settings.enabled:
+            return tasks
+        tasks += [Scheduled("muai.control.clean_up", CLEAN_EVERY_S, LIMIT_S, self.clean_up, "statistics")]
         if self._settings.performance.enabled:
             tasks += [
                 Scheduled("muai.control.sample_hosts", SAMPLE_EVERY_S, LIMIT_S, self.sample_hosts, "statistics"),
                 Scheduled("muai.control.roll_up", ROLL_UP_EVERY_S, LIMIT_S, self.roll_up, "statistics"),
-                Scheduled("muai.control.tune", TUNE_EVERY_S, LIMIT_S, self.tune, "statistics"),
             ]
         if self._settings.anomaly.enabled:
             every_s = self._settings.anomaly.check_every_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muai_workers.tuning.proposing import TIGHT_PERCENT, Situation
+from muai_workers.tuning.proposing import PATIENCE, TIGHT_PERCENT, Situation
 from muai_workers.tuning.records import Look, Rules
 
 ENGINE_SHARE = 0.5
@@ -17,6 +17,8 @@ def advice(look: Look, now: Situation, rules: Rules) -> str:
     setting = "optimization.onnx.enable_quantization stores weights as 8-bit integers: try it beside your own checks"
     if look.memory_percent >= TIGHT_PERCENT:
         return f"{look.memory_percent:.0f} % of the memory is in use; {setting}"
+    if now.behind and now.drains_in_s <= PATIENCE * rules.interval_s:
+        return ""
     latency_ms = now.wait_ms + now.inference_ms
     late = 1.0 - now.in_time
     if late > LATE_SHARE and latency_ms > 0 and (now.behind or now.inference_ms / latency_ms >= ENGINE_SHARE):

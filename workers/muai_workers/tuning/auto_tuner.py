@@ -77,7 +77,8 @@ class AutoTuner:
             log.warning("the tuner waits: %s", error)
             return []
         state, seen = self.memory.state()
-        if not settings.optimization.tuner.enabled:
+        figures = settings.monitoring
+        if not (settings.optimization.tuner.enabled and figures.enabled and figures.performance.enabled):
             return self._stand_down(settings, version, seen) if seen else []
         rules, look = rules_of(settings), self._looks.brief(settings, version)
         if state.values is not None and look.values == state.values and not look.incident and look.now_s < state.due_s:
@@ -216,7 +217,8 @@ def _with_advice(step: Step, before: str, look: Look, rules: Rules) -> Step:
     """The step, with advice where nothing else is left to do; told once as long as it holds."""
     if step.values is not None or step.state.trial is not None or not step.learnt:
         return step
-    told = advice(look, situation_of(look.stretches, rules.target_ms), rules)
+    recent = [one for one in look.stretches if one.start_s >= look.now_s - rules.interval_s - 1.0]
+    told = advice(look, situation_of(recent, rules.target_ms), rules)
     state = replace(step.state, advice=told)
     # Its figures change from look to look; what it advises does not.
     if not told or before:

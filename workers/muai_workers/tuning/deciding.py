@@ -273,7 +273,7 @@ def _tried(
         return _begun(nothing, look, place, _trial(move, base, look, measured_now, recalled=True))
     if measured_now.scores.count < MIN_STRETCHES:
         return nothing
-    now = situation_of(stretches, rules.target_ms)
+    now = situation_of(stretches, rules.target_ms, look.stretches)
     spent = known.spent if known else {}
     for move in moves(look, now, rules):
         trial = _trial(move, base, look, measured_now)

@@ -112,7 +112,8 @@ def is_of(stretch: Stretch, place: Place) -> bool:
 
 def fitted(stretches: Iterable[Stretch]) -> tuple[float, float] | None:
     """a and b of a·n + b, the milliseconds of a batch of n; None until batches of two sizes were seen."""
-    n, sum_n, sum_nn, sum_us, sum_n_us = (sum(parts) for parts in zip(*(one.fit for one in stretches), strict=True))
+    fits = [one.fit for one in stretches]
+    n, sum_n, sum_nn, sum_us, sum_n_us = (sum(fit[at] for fit in fits) for at in range(5))
     spread = n * sum_nn - sum_n * sum_n
     if n < 2 or spread <= 0:
         return None

@@ -74,8 +74,13 @@ class Situation:
         return self.rate * self.wait_ms / 1000 / spare if spare > 0 else float("inf")
 
 
-def situation_of(stretches: Sequence[Stretch], target_ms: float) -> Situation:
-    """How the fleet does."""
+def situation_of(stretches: Sequence[Stretch], target_ms: float, all_known: Sequence[Stretch] = ()) -> Situation:
+    """How the fleet does.
+
+    Args:
+        all_known: others besides, under other settings and loads: an engine's curve is the same in all of them, and
+            takes batches of several sizes to be seen.
+    """
     seconds = sum(stretch.length_s for stretch in stretches)
     asked = max(1, sum(max(stretch.arrived, stretch.ended) for stretch in stretches))
     served = max(1, sum(stretch.successes for stretch in stretches))
@@ -92,7 +97,7 @@ def situation_of(stretches: Sequence[Stretch], target_ms: float) -> Situation:
         mean_size=sum(stretch.batched for stretch in stretches) / batches if batches else 0.0,
         behind=measured(stretches, target_ms).behind,
         hit_rate=hits / served if stretches else None,
-        curve=fitted(stretches) if stretches else None,
+        curve=fitted(all_known or stretches),
     )
 
 
