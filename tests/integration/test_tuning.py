@@ -166,6 +166,20 @@ def test_given_monitoring_that_is_off_after_a_restart_then_what_was_tuned_is_giv
 
 
 @pytest.mark.property(49)
+def test_given_one_parameter_that_is_tuned_no_more_then_it_alone_goes_back(installed: Installation) -> None:
+    """Property 49, of a part of tuning."""
+    installed.go(3, LOW)
+    installed.go(2, HIGH)
+    installed.editor.set({"optimization.tuner.enable_batch_size_tuning": False}, by="ada")
+    installed.now_s += 5.0
+    [event] = installed.tuner.run()
+    assert (event.outcome, set(event.old)) == ("stood_down", {"batch_size"})
+    assert installed.versions.current().overrides == {"optimization.tuner.enable_batch_size_tuning": False}
+    left = {event.outcome for event in installed.go(4, HIGH)}
+    assert left <= {"advised"}, "adaptive batching leaves nothing else to tune"
+
+
+@pytest.mark.property(49)
 def test_given_a_value_that_an_operator_had_set_then_switching_off_goes_back_to_it(installed: Installation) -> None:
     """Property 49."""
     installed.editor.set({SIZE: 6}, by="ada")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +21,7 @@ from muai_workers.tuning.advising import advice
 from muai_workers.tuning.deciding import TUNER, Step, advance, stand_down
 from muai_workers.tuning.looking import TunerLook, rules_of, values_of
 from muai_workers.tuning.proposing import moves, situation_of
-from muai_workers.tuning.records import KEYS, Look, Parameter, Rules, TuningEvent, Values
+from muai_workers.tuning.records import KEYS, Look, Parameter, Rules, TunerState, TuningEvent, Values
 from muai_workers.tuning.store import TuningStore
 
 if TYPE_CHECKING:
@@ -79,8 +79,10 @@ class AutoTuner:
         state, seen = self.memory.state()
         figures = settings.monitoring
         if not (settings.optimization.tuner.enabled and figures.enabled and figures.performance.enabled):
-            return self._stand_down(settings, version, seen) if seen else []
+            return self._stand_down(state, self._looks.brief(settings, version), seen) if seen else []
         rules, look = rules_of(settings), self._looks.brief(settings, version)
+        if not set(state.originals) <= set(rules.bounds):
+            return self._stand_down(state, look, seen, rules.bounds)
         if state.values is not None and look.values == state.values and not look.incident and look.now_s < state.due_s:
             return []
         look = self._looks.take(settings, version, rules)
@@ -106,10 +108,10 @@ class AutoTuner:
         tell(events)
         return events
 
-    def _stand_down(self, settings: Settings, version: ConfigVersion, seen: bytes) -> list[TuningEvent]:
-        state, _ = self.memory.state()
-        look = self._looks.brief(settings, version)
-        step = stand_down(state, look)
+    def _stand_down(
+        self, state: TunerState, look: Look, seen: bytes, still_tuned: Collection[Parameter] = ()
+    ) -> list[TuningEvent]:
+        step = stand_down(state, look, still_tuned)
         if state == step.state:
             return []
         # The other way round: what is given back twice is given back once.

@@ -7,7 +7,7 @@ comes to rest. What held last under a load is where it starts when that load com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -87,11 +87,16 @@ def advance(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Step
     return msgspec.structs.replace(step, events=(*events, *step.events))
 
 
-def stand_down(state: TunerState, look: Look) -> Step:
-    """Tuning was switched off: what it has set, and nobody else has since, goes back to what it found."""
-    ours = {} if state.values is None else state.originals
-    back = {name: was for name, was in ours.items() if state.values and look.values.of(name) == state.values.of(name)}
+def stand_down(state: TunerState, look: Look, still_tuned: Collection[Parameter] = ()) -> Step:
+    """Tuning was switched off, but for some parameters: what the tuner has set of the others, and nobody else has
+    since, goes back to what it found."""
+    mine = state.values
+    given_up = {} if mine is None else {name: was for name, was in state.originals.items() if name not in still_tuned}
+    back = {name: was for name, was in given_up.items() if mine and look.values.of(name) == mine.of(name)}
     fresh = TunerState()
+    if still_tuned:
+        kept = {name: was for name, was in state.originals.items() if name in still_tuned}
+        fresh = msgspec.structs.replace(state, values=None, trial=None, originals=kept)
     if not back:
         return Step(state=fresh)
     event = TuningEvent(
@@ -100,7 +105,7 @@ def stand_down(state: TunerState, look: Look) -> Step:
         parameter="",
         old={name: look.values.of(name) for name in back},
         new={name: was for name, was in back.items() if was is not None},
-        rationale="tuning is switched off: as configured again",
+        rationale=f"tuning of {', '.join(back)} is switched off: as configured again",
     )
     return Step(state=fresh, restore=back, events=(event,))
 
