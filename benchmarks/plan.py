@@ -33,6 +33,8 @@ class Plan:
     onnx_s: float
     chats: int
     """Conversations whose later turns are timed."""
+    tuning_intervals: tuple[int, int, int]
+    """Intervals of the tuner under a low load, ten times that, and the low one again."""
 
 
 FULL = Plan(
@@ -56,6 +58,7 @@ FULL = Plan(
     onnx_pairs=7,
     onnx_s=6.0,
     chats=5,
+    tuning_intervals=(6, 15, 6),
 )
 
 QUICK = Plan(
@@ -79,4 +82,5 @@ QUICK = Plan(
     onnx_pairs=2,
     onnx_s=1.0,
     chats=1,
+    tuning_intervals=(1, 5, 1),
 )

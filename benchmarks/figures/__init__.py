@@ -13,6 +13,7 @@ from benchmarks.figures import (
     queue,
     recording,
     tracing,
+    tuning,
     vllm,
 )
 from benchmarks.figures.base import Measured, Measurement
@@ -30,6 +31,7 @@ FIGURES: dict[str, Measurement] = {
     "cache-budget": conversations.BUDGET,
     "vllm": vllm.MEASUREMENT,
     "tracing": tracing.MEASUREMENT,
+    "tuning": tuning.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]

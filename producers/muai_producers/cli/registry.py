@@ -36,6 +36,7 @@ EXTRA_BY_MODULE: Mapping[str, str] = {
     "prometheus_client": "monitoring",
     "ddsketch": "monitoring",
     "opentelemetry": "monitoring",
+    "matplotlib": "tune",
 }
 
 
