@@ -149,9 +149,9 @@ def _steps(plan: Plan) -> int:
 MEASUREMENT = Measurement(
     title="The automatic tuner",
     how=f"Poisson arrivals at {LOW_LOAD:.0%} of saturation, then at {HIGH_LOAD:.0%}, then as before. The tuner starts "
-    f"with batches of {START}, too small for the second load, and decides every {INTERVAL_S} s. Batch sizes are tried by "
-    f"hand under the second load. In time is what is answered within {OBJECTIVE_BATCHES} times what a full batch takes. "
-    f"Here noop is {WORDS['noop']}.",
+    f"with batches of {START}, too small for the second load, and decides every {INTERVAL_S} s. Batch sizes are tried "
+    f"by hand under the second load. In time is what is answered within {OBJECTIVE_BATCHES} times what a full batch "
+    f"takes. Here noop is {WORDS['noop']}.",
     steps=_steps,
     measure=measure,
 )
