@@ -264,6 +264,24 @@ def test_given_a_task_that_fails_or_stops_running_then_it_is_noted_and_overdue(c
     assert overdue([run], run.ended_at + 1.0) == []
 
 
+def test_given_alerts_that_last_when_the_check_is_switched_off_then_they_end_and_nothing_begins(
+    clean_redis: OwnRedis, hook: Receiver
+) -> None:
+    clock = Clock()
+    checker = detector(clean_redis, clock, **hooked(hook))
+    finding = Finding(type="gpu_failure", subject="0", severity="critical", message="it is gone")
+    checker.alerts.report(finding, 1e9)
+    checker.check(Deadline(5.0))
+    assert [alert.subject for alert in checker.alerts.open()] == ["0"]
+    checker.on_settings(settings_for(clean_redis, enabled=False, **hooked(hook)))
+    for _ in range(3):
+        clock.now_s += 20
+        assert checker.check(Deadline(5.0)).began == ()
+    assert checker.alerts.open() == []
+    checker.deliverer.run(Deadline(5.0))
+    assert [body["status"] for body in hook.bodies] == ["firing", "resolved"]
+
+
 @pytest.mark.property(58)
 def test_given_a_threshold_changed_at_run_time_then_the_scheduled_check_goes_by_it(clean_redis: OwnRedis) -> None:
     settings, store = settings_for(clean_redis, enabled=False), Store(clean_redis.client)

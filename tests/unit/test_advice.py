@@ -1,4 +1,4 @@
-"""Plans for six recorded situations, against rules that were written before the optimizers were."""
+"""Plans for six recorded situations, against rules of what is sensible that know nothing of how plans are made."""
 
 from __future__ import annotations
 

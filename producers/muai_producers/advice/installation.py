@@ -65,7 +65,11 @@ class InstallationLook:
             config={**reloadable_values(settings), **_fixed(settings), "dtype": _dtype(spec, settings, engine)},
             architecture=read_architecture(spec),
         )
-        return situation_of(base, report, self._fleet.view(ALL_ENGINES), self._metrics.read())
+        found = situation_of(base, report, self._fleet.view(ALL_ENGINES), self._metrics.read())
+        if not (settings.monitoring.enabled and settings.monitoring.performance.enabled):
+            why = "performance data are switched off (monitoring.enabled, monitoring.performance.enabled)"
+            return dataclasses.replace(found, source="", unmeasured=why)
+        return found
 
 
 def situation_of(base: Situation, report: PerformanceReport, view: FleetView, totals: Totals) -> Situation:

@@ -80,12 +80,15 @@ def scrape(target: Target, timeout_s: float) -> str:
         async with asyncio.timeout(timeout_s):
             return await _fetch(target)
 
+    loop = asyncio.new_event_loop()
     try:
-        return asyncio.run(within())
+        return loop.run_until_complete(within())
     except TimeoutError:
         raise ScrapeError(f"{where} did not send its metrics within {timeout_s:g} s") from None
     except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
         raise ScrapeError(f"{where} cannot be asked for its metrics: {type(error).__name__}: {error}") from None
+    finally:
+        loop.close()  # asyncio.run would wait for a name server that does not answer, however long that takes
 
 
 async def _fetch(target: Target) -> str:
