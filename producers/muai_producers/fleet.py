@@ -43,6 +43,10 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     device: str = ""
     started_at: float = 0.0
     """Wall-clock seconds since the epoch."""
+    in_flight: int = 0
+    """Requests that are in its engine."""
+    progress: int = 0
+    """Answers and pieces of answers that its engine has given since it started."""
 
 
 class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

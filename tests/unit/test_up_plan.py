@@ -48,12 +48,22 @@ def test_Given_a_shared_broker_Then_the_names_differ_from_those_of_other_machine
 
 
 def test_Given_groups_of_gpus_Then_each_worker_sees_its_own_and_does_not_cut_them_up_again() -> None:
-    specs = gpu_worker_specs("vllm", [("0", "1"), ("2", "3")], "vllm", 3, log_level="INFO")
+    options = {"--slots": 3, "--tensor-parallel": 2}
+    specs = gpu_worker_specs("vllm", [("0", "1"), ("2", "3")], None, options, log_level="INFO")
+    assert [spec.name for spec in specs] == ["vllm-gpu0+1", "vllm-gpu2+3"]
     assert [spec.variables["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["0,1", "2,3"]
     for spec in specs:
         assert spec.variables["MUAI_GPUS"] == ""
+        assert spec.variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         params = parse(spec).params
-        assert (params["gpus"], params["slots"]) == (None, 3)
+        assert (params["gpus"], params["slots"], params["tensor_parallel"]) == (None, 3, 2)
+
+
+def test_Given_one_group_and_a_name_Then_the_worker_has_just_that_name() -> None:
+    [spec] = gpu_worker_specs("onnx", [("5",)], "pod-7", {"--slots": None}, log_level="INFO")
+    assert spec.name == parse(spec).params["name"] == "pod-7"
+    [spec] = gpu_worker_specs("onnx", [("5",)], None, {"--slots": None}, log_level="INFO")
+    assert spec.name == "onnx-gpu5"
 
 
 @pytest.mark.parametrize(

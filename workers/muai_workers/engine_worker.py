@@ -126,10 +126,12 @@ class EngineWorker:
             models_loaded=self.engine.loaded(),
             device=self._device,
             started_at=self._started_at,
+            in_flight=self.runner.activity.in_flight,
+            progress=self.runner.activity.progress,
         )
 
     def preload(self) -> None:
-        """Load the models of `preload_models` that this engine is the first to serve."""
+        """Load the models of `preload_models` that this engine may serve."""
         for model in self._settings.monitoring.server.preload_models:
             spec = self._settings.model(model)
             if self.engine.name not in self._settings.chain(spec):

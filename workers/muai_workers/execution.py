@@ -45,6 +45,7 @@ from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResul
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
+from muai_workers.gpus.activity import EngineActivity
 from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
@@ -129,6 +130,7 @@ class BatchRunner:
         self._recorder = recorder
         self.engine = engine
         self.identity = identity
+        self.activity = EngineActivity()
         about = {names.WORKER: identity.name, names.GPU: identity.gpu or None}
         self._tracing = WorkerTracing(tracer, store, about, wall_s)
         self.writer = ResultWriter(store, self._tracing.written if tracer.enabled else None)
@@ -319,7 +321,7 @@ class BatchRunner:
                 wanted.append(steady(request))
         if wanted:
             streams.begin([request.id for request in wanted])
-            yield from self.engine.run(spec, batch.task, wanted)
+            yield from self.activity.watching(len(wanted), self.engine.run(spec, batch.task, wanted))
 
     def _complete(self, run: _Run, completion: Completion, streams: RunStreams, watched: Watched) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]

@@ -6,7 +6,6 @@ thread of its own, never by the loop that heard of it.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import queue
 import socket
@@ -19,6 +18,7 @@ from muai_producers.connections import state_client
 from muai_producers.monitoring.guard import guarded
 from muai_producers.performance.recorder import StatisticsRecorder
 from muai_producers.performance.series import Host
+from muai_workers.gpus.nvml import nvml_library
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -79,33 +79,33 @@ class ResourceProbe:
         import psutil
 
         self._psutil = psutil
-        self._gpus = _gpu_handles()
+        self._nvml, self._gpus = _gpu_handles()
         psutil.cpu_percent(None)  # the first reading tells of nothing, the others of the time since the one before
 
     def read(self) -> dict[str, float]:
         """`cpu`, `memory`, and for each GPU `gpuN.memory` and `gpuN.utilization`."""
         used = {"cpu": self._psutil.cpu_percent(None), "memory": self._psutil.virtual_memory().percent}
-        if self._gpus:
-            pynvml = importlib.import_module("pynvml")
-            for number, handle in enumerate(self._gpus):
-                try:
-                    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                    used[f"gpu{number}.memory"] = 100.0 * memory.used / memory.total
-                    used[f"gpu{number}.utilization"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-                except pynvml.NVMLError as error:
-                    log.warning("GPU %d could not be sampled: %s", number, error)
+        for number, handle in enumerate(self._gpus):
+            try:
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                used[f"gpu{number}.memory"] = 100.0 * memory.used / memory.total
+                used[f"gpu{number}.utilization"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            except self._nvml.NVMLError as error:
+                log.warning("GPU %d could not be sampled: %s", number, error)
         return used
 
 
-def _gpu_handles() -> list[Any]:
+def _gpu_handles() -> tuple[Any, list[Any]]:
+    """The library and what it knows each GPU by; no GPUs where there is no library or no driver."""
     try:
-        pynvml = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-    except (ModuleNotFoundError, OSError):
-        return []
-    except pynvml.NVMLError:
-        return []  # no NVIDIA driver here
+        nvml = nvml_library()
+    except ImportError:
+        return None, []
+    try:
+        nvml.nvmlInit()
+        return nvml, [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return nvml, []
 
 
 def offer_sampling(app: Celery, settings: Settings, recorder: StatisticsRecorder) -> None:

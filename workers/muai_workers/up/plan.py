@@ -78,15 +78,32 @@ def stack_specs(
 
 
 def gpu_worker_specs(
-    engine: str, groups: Sequence[Sequence[str]], name: str, slots: int | None, *, log_level: str
+    engine: str,
+    groups: Sequence[Sequence[str]],
+    name: str | None,
+    options: Mapping[str, int | None],
+    *,
+    log_level: str,
 ) -> list[ProcessSpec]:
-    """One worker process for each group of GPUs."""
+    """One worker process for each group of GPUs.
+
+    Args:
+        name: what their names begin with; that of a single one is just this. None: the engine's.
+        options: of `muai worker`, handed on where they are not None.
+    """
+    handed_on = [text for option, value in options.items() if value is not None for text in (option, str(value))]
     specs = []
     for group in groups:
-        own_name = f"{name}-gpu{'+'.join(group)}"
-        args = ["--engine", engine, "--name", own_name, *(() if slots is None else ("--slots", str(slots)))]
-        # MUAI_GPUS is emptied: the group is settled, and must not be cut up again.
-        variables = {"CUDA_VISIBLE_DEVICES": ",".join(group), "MUAI_GPUS": ""}
-        command = muai_command("worker", *args, log_level=log_level)
-        specs.append(ProcessSpec(own_name, Role.ENGINE, command, variables, own_name))
+        own_name = name if name and len(groups) == 1 else f"{name or engine}-gpu{'+'.join(group)}"
+        command = muai_command("worker", "--engine", engine, "--name", own_name, *handed_on, log_level=log_level)
+        specs.append(ProcessSpec(own_name, Role.ENGINE, command, pinned_to(group), own_name))
     return specs
+
+
+def pinned_to(group: Sequence[str]) -> dict[str, str]:
+    """Variables under which a process sees these GPUs alone: set before it starts, as torch looks at them once.
+
+    CUDA counts the fastest first unless it is told to count as NVML and `--gpus` do. MUAI_GPUS is emptied: the group is
+    settled, and must not be cut up again.
+    """
+    return {"CUDA_VISIBLE_DEVICES": ",".join(group), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "MUAI_GPUS": ""}
