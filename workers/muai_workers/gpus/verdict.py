@@ -12,6 +12,8 @@ from muai_workers.gpus.nvml import Vitals
 from muai_workers.gpus.xids import describe_xid, is_hardware
 
 LONGEST_QUARANTINE_S = 3600.0
+FORGIVEN_AFTER_S = 3600.0
+"""After so much health a failure counts as the first again."""
 COOLER_BY_C = 5.0
 """A GPU that was too hot is well again once it is this much below the limit, so that it does not come and go."""
 # `nvmlDeviceGpuRecoveryAction_t`, by what the driver wants done.
@@ -119,20 +121,25 @@ def next_case(before: GpuCase, vitals: Vitals, hung_s: float, rules: Rules, now_
     seen = replace(before, last_xid=last_xid, ecc_uncorrected=ecc)
     fault = _fault(before, vitals, hung_s, rules)
     if fault is not None:
-        known = before.state == "failed"
-        since_s = now_s if before.failed_s is None else now_s - before.failed_s
-        lasting = before.failures if known or since_s < LONGEST_QUARANTINE_S else 0
-        failures = before.failures if known else lasting + 1
+        failures = before.failures
+        if before.state != "failed":
+            failures = failures + 1 if _failed_lately(before, rules, now_s) else 1
         return replace(seen, state="failed", reason=fault, failures=failures, failed_s=now_s)
     if before.state == "failed" and before.failed_s is not None:
         rest_s = before.failed_s + before.quarantine_s(rules) - now_s
         if rest_s > 0:
-            return replace(seen, reason=_without_rest(before.reason))
+            return replace(seen, reason=_waiting(before.reason))
     concern = _concern(vitals)
     return replace(seen, state="degraded" if concern else "ok", reason=concern or "")
 
 
-def _without_rest(reason: str) -> str:
+def _failed_lately(case: GpuCase, rules: Rules, now_s: float) -> bool:
+    if case.failed_s is None:
+        return False
+    return now_s - case.failed_s < case.quarantine_s(rules) + FORGIVEN_AFTER_S
+
+
+def _waiting(reason: str) -> str:
     suffix = "; well since, and not used again yet"
     return reason if reason.endswith(suffix) else reason + suffix
 
