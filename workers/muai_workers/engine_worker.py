@@ -128,6 +128,7 @@ class EngineWorker:
             started_at=self._started_at,
             in_flight=self.runner.activity.in_flight,
             progress=self.runner.activity.progress,
+            model_bytes=self.runner.models.memory_bytes(),
         )
 
     def preload(self) -> None:
@@ -137,7 +138,7 @@ class EngineWorker:
             if self.engine.name not in self._settings.chain(spec):
                 continue
             try:
-                self.engine.load(spec)
+                self.runner.models.load_model(model)
             except MuaiError as error:
                 log.warning("%s could not preload %s: %s", self.engine.name, model, error)
 

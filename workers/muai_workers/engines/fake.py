@@ -77,6 +77,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     refuse: tuple[str, ...] = ()
     """Names of models that it says it cannot serve."""
     load_ms: float = 0.0
+    model_mb: dict[str, float] = {}
+    """Main memory that each of these models really takes, in millions of bytes."""
 
     @classmethod
     def from_env_value(cls, value: str) -> FakeOptions:
@@ -106,7 +108,8 @@ class FakeEngine:
         self.loads = 0
         """How often a model was really loaded."""
         self._sleep = sleep
-        self._models: dict[str, None] = {}
+        self._models: dict[str, bytes] = {}
+        """What they take, by name."""
         self._lock = threading.Lock()
         self._running: set[str] = set()
         self._conversations: dict[str, set[tuple[str, str]]] = {}
@@ -131,7 +134,8 @@ class FakeEngine:
                 raise ModelLoadError(f"the fake engine was told not to load {spec.name}", {"model": spec.name})
             if self.options.load_ms:
                 self._sleep(self.options.load_ms / 1000)
-            self._models[spec.name] = None
+            # Not zeros: pages that hold nothing else are not there until somebody writes to them.
+            self._models[spec.name] = b"\x01" * self.estimate_memory_bytes(spec)
             self.loads += 1
 
     def unload(self, model: str) -> None:
@@ -143,7 +147,7 @@ class FakeEngine:
             return tuple(self._models)
 
     def estimate_memory_bytes(self, spec: ModelSpec) -> int:
-        return 0
+        return int(self.options.model_mb.get(spec.name, 0.0) * 1_000_000)
 
     def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         self.load(spec)
