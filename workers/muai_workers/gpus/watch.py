@@ -58,8 +58,8 @@ class GpuWatch:
 
     Args:
         groups: the GPUs of each worker, by the name of its process.
-        read: gives what the GPUs tell; takes and gives them in the order of `groups`.
         grace_s: how long a worker that is stopped may take for what it runs.
+        reader: reads them, in the order of `groups`; None: from NVML.
     """
 
     def __init__(
@@ -124,20 +124,20 @@ class GpuWatch:
 
     def _look_safely(self) -> None:
         try:
-            self.look(time.monotonic(), time.time())
+            self.look(self._standings(), time.monotonic(), time.time())
         except Exception:
             # A watch that dies unheard would leave workers on GPUs that have failed.
             log.exception("looking at the GPUs failed; it is tried again")
             self._remarks.append("looking at the GPUs failed; it is tried again")
 
-    def look(self, now_s: float, wall_s: float) -> None:
+    def look(self, standings: Mapping[str, Standing], now_s: float, wall_s: float) -> None:
         """Look once, judge, and tell.
 
         Args:
+            standings: how the supervised processes stand.
             now_s: monotonic seconds.
             wall_s: wall-clock seconds since the epoch.
         """
-        standings = self._standings()
         looks = self._looks(standings)
         try:
             vitals: Sequence[Vitals | None] = self._reader.read()
