@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.gpu_support import SimulatedGpus
-from tests.transport_support import free_port
+from tests.transport_support import own_redis
 
 from muai_config import Settings
 from muai_producers.fleet import Fleet, GpuRecord, WorkerRecord
@@ -122,16 +122,21 @@ def test_given_a_new_run_of_the_worker_then_what_the_old_one_did_counts_no_more(
     assert not watch.holds()
 
 
-def test_given_a_state_store_that_is_away_then_it_is_said_once_and_nothing_hangs(
-    make: Make, fleet: Fleet, muai_settings: Settings
+def test_given_a_state_store_that_goes_away_then_it_is_said_once_and_nothing_hangs(
+    make: Make, muai_settings: Settings, tmp_path: Path
 ) -> None:
-    away = muai_settings.queue.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
-    watch = make(muai_settings.model_copy(update={"queue": away}))
-    for moment_s in (0.0, 1000.0, 2000.0):
-        watch.look(RUNNING, moment_s, 1000.0)
-    assert not watch.holds()
-    (remark,) = watch.remarks()
-    assert "the state store does not answer" in remark
+    with own_redis(tmp_path) as server:
+        queue = muai_settings.queue.model_copy(update={"redis_url": server.url})
+        watch = make(muai_settings.model_copy(update={"queue": queue}))
+        working(Fleet(Store(server.client)))
+        watch.look(RUNNING, 0.0, 1000.0)
+        assert watch.remarks() == []
+        server.kill()
+        for moment_s in (1000.0, 2000.0):
+            watch.look(RUNNING, moment_s, 1000.0)
+        assert not watch.holds()
+        (remark,) = watch.remarks()
+        assert "the state store does not answer" in remark
 
 
 def test_given_a_worker_that_was_given_up_then_its_gpu_is_degraded_and_says_so(make: Make, fleet: Fleet) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.gateway_support import GatewayStack, Process, gateway_stack
 from tests.gpu_support import SimulatedGpus
 from tests.transport_support import wait_until
+from tests.up_support import Up
 
 from muai_producers import InferenceClient
 from muai_producers.fleet import Fleet, WorkerRecord
@@ -27,7 +28,7 @@ SECTIONS = {
 VARIABLES = {
     "MUAI_QUEUE_LEASE_TTL_S": "2.0",
     "MUAI_MON_GPUS_CHECK_EVERY_S": "0.1",
-    "MUAI_MON_GPUS_HANG_S": "2.0",
+    "MUAI_MON_GPUS_HANG_S": "3.0",
     "MUAI_MON_GPUS_QUARANTINE_S": "1.0",
 }
 
@@ -37,6 +38,7 @@ class Machine:
 
     def __init__(self, folder: Path, stack: GatewayStack, gpus: SimulatedGpus) -> None:
         self.stack, self.gpus = stack, gpus
+        self.hang_file = folder / "hanging"
         self.fleet = Fleet(Store(stack.redis.client))
         self.client = InferenceClient(stack.settings)
         stack.start("collector", "--name", "c1")
@@ -76,7 +78,7 @@ class Machine:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("gpus")
     gpus = SimulatedGpus(folder / "nvml.json", GPUS)
-    fake = {"latency_per_batch_ms": 20, "slow_ms": 7000}
+    fake = {"latency_per_batch_ms": 20, "hang_file": str(folder / "hanging")}
     with pytest.MonkeyPatch.context() as patched:
         patched.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         patched.setenv("MUAI_TEST_NVML", str(gpus.file))
@@ -125,27 +127,15 @@ def test_given_an_application_error_then_nobody_stops(machine: Machine) -> None:
     assert {gpu: worker.pid for gpu, worker in machine.running().items()} == before
 
 
-def test_given_a_gpu_that_hangs_then_its_request_is_answered_by_another(machine: Machine) -> None:
-    request_id = machine.client.submit("noop", "SLOW")
-    (hung,) = wait_until(
-        lambda: [gpu for gpu, worker in machine.running().items() if worker.in_flight], what="the request in an engine"
-    )
-    beat = 0
-
-    def others_compute() -> bool:
-        """The GPUs that do not hang: their load changes."""
-        nonlocal beat
-        beat += 1
-        for index in range(GPUS):
-            if str(index) != hung:
-                machine.gpus.change(index, utilization_percent=50 + beat % 2)
-        return machine.client.status(request_id).state == "SUCCESS"
-
-    wait_until(lambda: not others_compute() and machine.fleet.gpus()[int(hung)].state == "failed", 30, "the verdict")
-    assert "hangs" in machine.fleet.gpus()[int(hung)].reason
-    wait_until(others_compute, 60, "an answer")
-    assert machine.client.result(request_id, timeout_s=5).metadata["gpu_id"] != hung
-    wait_until(lambda: others_compute() and len(machine.running()) == GPUS, 60, "the worker's return")
+def test_given_a_gpu_that_hangs_then_what_it_had_is_answered_by_the_others(machine: Machine) -> None:
+    machine.hang_file.write_text("0")
+    ids = machine.submit(60)
+    wait_until(lambda: machine.fleet.gpus()[0].state == "failed", 30, "the verdict")
+    assert "it hangs" in machine.fleet.gpus()[0].reason
+    assert {result.metadata["gpu_id"] for result in machine.results(ids)} <= {"1", "2"}
+    machine.hang_file.unlink()
+    wait_until(lambda: len(machine.running()) == GPUS, 60, "the worker's return")
+    wait_until(lambda: {gpu.state for gpu in machine.fleet.gpus()} == {"ok"}, what="GPUs that are well")
 
 
 def test_given_no_driver_then_the_gpus_are_unseen_and_work_goes_on(machine: Machine) -> None:
@@ -162,3 +152,29 @@ def test_given_the_workers_are_told_to_stop_then_their_gpus_leave_the_picture(ma
     assert machine.workers.popen.wait(30) == 0
     assert machine.fleet.gpus() == ()
     assert machine.running() == {}
+
+
+class UpOnGpus(Up):
+    """A `muai up --gpus all`."""
+
+    def start(self) -> None:
+        self.gpus = SimulatedGpus(self.home / "nvml.json", 2)
+        self.env |= {"MUAI_GPUS": "all", "MUAI_TEST_NVML": str(self.gpus.file), "MUAI_MON_GPUS_CHECK_EVERY_S": "0.1"}
+        super().start()
+
+
+def test_given_a_whole_installation_on_gpus_then_each_has_its_worker_and_a_failed_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    up = UpOnGpus(tmp_path)
+    try:
+        up.submit()
+        fleet = Fleet(Store(up.redis()))
+        wait_until(lambda: {worker.gpu for worker in fleet.view(()).workers} == {"0", "1"}, 60, "both workers")
+        up.gpus.change(0, rows_failed=True)
+        wait_until(lambda: {worker.gpu for worker in fleet.view(()).workers} == {"1"}, 60, "one worker")
+        up.submit()
+        assert "fake-gpu0 is stopped: GPU 0 is failed" in " ".join(up.log.read_text().split())
+    finally:
+        up.stop()

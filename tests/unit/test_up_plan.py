@@ -5,7 +5,7 @@ import pytest
 
 from muai_producers.cli.main import LOG_LEVELS, muai
 from muai_workers.up.decisions import Role
-from muai_workers.up.plan import MUAI, ProcessSpec, gpu_worker_specs, stack_specs
+from muai_workers.up.plan import MUAI, ProcessSpec, gpu_worker_specs, gpus_of, stack_specs
 from muai_workers.up.stack import Addresses
 
 
@@ -57,6 +57,21 @@ def test_Given_groups_of_gpus_Then_each_worker_sees_its_own_and_does_not_cut_the
         assert spec.variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         params = parse(spec).params
         assert (params["gpus"], params["slots"], params["tensor_parallel"]) == (None, 3, 2)
+
+
+def test_Given_gpus_for_an_installation_Then_each_engine_has_a_worker_for_each_group() -> None:
+    groups = {"onnx": [("0",), ("1",)], "vllm": [("0", "1")], "pytorch": []}
+    specs = stack_specs(["onnx", "vllm", "pytorch"], {"MUAI_X": "y"}, suffix="-here-7", gpu_groups=groups)
+    engines = {spec.name: spec for spec in specs if spec.role is Role.ENGINE}
+    assert {name: gpus_of(spec) for name, spec in engines.items()} == {
+        "onnx-gpu0": ("0",),
+        "onnx-gpu1": ("1",),
+        "vllm-gpu0+1": ("0", "1"),
+        "pytorch": (),
+    }
+    for name, spec in engines.items():
+        assert parse(spec).params["name"] == spec.worker == f"{name}-here-7"
+        assert spec.variables["MUAI_X"] == "y"
 
 
 def test_Given_one_group_and_a_name_Then_the_worker_has_just_that_name() -> None:

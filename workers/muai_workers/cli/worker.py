@@ -56,7 +56,7 @@ def worker(
     if pool != "threads":
         raise click.UsageError(WHY_NOT_PREFORK)
     settings = _with_tensor_parallel(with_slots(invocation.settings, slots), engine, tensor_parallel)
-    groups = _groups(settings, engine, gpus)
+    groups = gpu_groups(settings, engine, gpus)
     if len(groups) > 1 or (groups and settings.monitoring.gpus.enabled):
         options = {"--slots": slots, "--tensor-parallel": tensor_parallel}
         sys.exit(_supervise(invocation, engine, groups, name, options))
@@ -86,7 +86,12 @@ def _with_tensor_parallel(settings: Settings, engine: str, size: int | None) -> 
         raise click.BadParameter(str(error), param_hint="--tensor-parallel") from None
 
 
-def _groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:
+def gpu_groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:
+    """The GPUs of each worker of the engine, by what `--gpus` says; none where it says nothing.
+
+    Raises:
+        click.BadParameter: it says nothing that can be.
+    """
     from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus
 
     if gpus is None or not gpus.strip():
@@ -114,7 +119,7 @@ def _supervise(
     options: dict[str, int | None],
 ) -> int:
     from muai_workers.up.console import console_for
-    from muai_workers.up.plan import gpu_worker_specs
+    from muai_workers.up.plan import gpu_worker_specs, gpus_of
     from muai_workers.up.supervisor import Supervisor
 
     settings = invocation.settings
@@ -125,7 +130,7 @@ def _supervise(
         return Supervisor(specs, console, grace_s=grace_s).run()
     from muai_workers.gpus.watch import GpuWatch
 
-    watch = GpuWatch(settings, {spec.name: group for spec, group in zip(specs, groups, strict=True)}, grace_s)
+    watch = GpuWatch(settings, {spec.name: gpus_of(spec) for spec in specs}, grace_s)
     supervisor = Supervisor(specs, console, grace_s=grace_s, warden=watch)
     watch.start(supervisor.standings)
     try:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -77,6 +78,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     refuse: tuple[str, ...] = ()
     """Names of models that it says it cannot serve."""
     load_ms: float = 0.0
+    hang_file: str | None = None
+    """Nothing comes of a run while this file says what CUDA_VISIBLE_DEVICES says to this process: its GPU hangs."""
     model_mb: dict[str, float] = {}
     """Main memory that each of these models really takes, in millions of bytes."""
 
@@ -163,6 +166,8 @@ class FakeEngine:
                 self._aborted.difference_update(ids)
 
     def _run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
+        while self._hangs():
+            self._sleep(0.02)
         self._misbehave([str(request.inputs) for request in requests])
         latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
         if any(self.options.slow_marker in str(request.inputs) for request in requests):
@@ -225,6 +230,15 @@ class FakeEngine:
     def close(self) -> None:
         with self._lock:
             self._models.clear()
+
+    def _hangs(self) -> bool:
+        if self.options.hang_file is None:
+            return False
+        try:
+            named = Path(self.options.hang_file).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return False
+        return named == os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def _misbehave(self, texts: Sequence[str]) -> None:
         if any(self.options.kill_marker in text for text in texts):

@@ -60,6 +60,7 @@ class GpuWatch:
         groups: the GPUs of each worker, by the name of its process.
         grace_s: how long a worker that is stopped may take for what it runs.
         reader: reads them, in the order of `groups`; None: from NVML.
+        suffix: what the workers' names in the fleet have beside those of their processes.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class GpuWatch:
         groups: Mapping[str, Sequence[str]],
         grace_s: float,
         reader: GpuReader | None = None,
+        suffix: str = "",
     ) -> None:
         options = settings.monitoring.gpus
         self._rules = Rules(options.hang_s, options.quarantine_s, options.max_temperature_c)
         self._every_s = options.check_every_s
         self._grace_s = grace_s
         self._host = socket.gethostname()
+        self._suffix = suffix
         self._watched = [_Watched(gpu, worker) for worker, group in groups.items() for gpu in group]
         self._reader = reader or GpuReader([one.gpu for one in self._watched])
         self._client = state_client(settings.queue.state_url, timeout_s=2.0, retries=0)
@@ -81,7 +84,8 @@ class GpuWatch:
         self._last_looks: dict[str, WorkerLook] = {}
         self._holds: dict[str, Hold] = {}
         self._remarks: deque[str] = deque(maxlen=1000)
-        self._fleet_answers = True
+        self._fleet_answers: bool | None = None
+        """None: it has not answered yet; it may have to be started first."""
         self._standings: Callable[[], Mapping[str, Standing]] = dict
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="muai-gpu-watch", daemon=True)
@@ -161,7 +165,7 @@ class GpuWatch:
         self._note_fleet(True)
         looks = {}
         for name, standing in standings.items():
-            look = self._look_of(name, standing.pid, records.get(f"{name}@{self._host}"))
+            look = self._look_of(name, standing.pid, records.get(self._fleet_name(name)))
             if look is not None:
                 looks[name] = look
         return looks
@@ -221,7 +225,7 @@ class GpuWatch:
         return GpuRecord(
             host=self._host,
             index=one.gpu,
-            worker=f"{one.worker}@{self._host}",
+            worker=self._fleet_name(one.worker),
             last_xid=one.case.last_xid,
             state=state,
             reason=reason,
@@ -230,8 +234,13 @@ class GpuWatch:
             **{name: getattr(figures, name) for name in FIGURES},
         )
 
+    def _fleet_name(self, worker: str) -> str:
+        return f"{worker}{self._suffix}@{self._host}"
+
     def _note_fleet(self, answers: bool, error: Exception | None = None) -> None:
-        if answers != self._fleet_answers:
+        if self._fleet_answers is None:
+            self._fleet_answers = answers or None
+        elif answers != self._fleet_answers:
             what = "answers again" if answers else f"does not answer the watch over the GPUs: {error}"
             self._remarks.append(f"the state store {what}")
-        self._fleet_answers = answers
+            self._fleet_answers = answers
