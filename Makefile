@@ -18,7 +18,7 @@ ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conve
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-engines test-load check format chaos bench screenshots docs clean
+.PHONY: help demo up test test-fast test-engines test-load test-gpu check format chaos bench bench-gpu screenshots docs clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-engines: $(VENV)/.dev ## Build the environments of vLLM and DeepSpeed; try 
 	done
 	@if [ -d tests/engines/together ]; then set -x; $(BIN)/python -m pytest -q --timeout 300 tests/engines/together; fi
 
+test-gpu: $(VENV)/.dev ## Run what needs an NVIDIA GPU; where there is none it says so
+	@if $(BIN)/python -m muai_workers.gpus.present; then $(BIN)/python -m pytest -q -m gpu --timeout 600 tests/gpu; fi
+
 check: $(VENV)/.dev ## Lint, check formatting, types and the layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,6 +67,9 @@ chaos: $(VENV)/.dev ## Kill, stop and cut everything in turn, with 10,000 reques
 
 bench: $(VENV)/.dev ## Measure speed; every figure is a ratio taken on this machine
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(VENV)/.dev ## Measure an encoder on this machine's NVIDIA GPU; where there is none it says so
+	@$(BIN)/python -m benchmarks.gpu
 
 screenshots: $(VENV)/.dev ## Take the pictures of the console in docs/images anew (needs chromium and chromedriver)
 	$(BIN)/python -m tests.browser.screenshots

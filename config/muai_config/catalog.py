@@ -146,6 +146,18 @@ class ModelSpec(Section):
         describe="How the model writes calls of tools, by vLLM's name for it; null goes by the chat template. Read by "
         "vLLM alone.",
     )
+    keep_loaded: bool = setting(
+        False, describe="Whether a worker that has loaded it keeps it, whatever else there is no room for."
+    )
+    max_concurrency: int | None = setting(
+        None,
+        ge=1,
+        le=100_000,
+        unit="batches",
+        example=1,
+        describe="Batches of it that one worker runs at once, at most; a further one waits in its slot. null leaves it "
+        "to the worker's slots.",
+    )
     normalize: bool = setting(True, describe="Whether embeddings are scaled to length 1.")
     pooling: Literal["mean", "cls"] = setting(
         "mean", example="cls", describe="How the vectors of an input's tokens become one embedding."
@@ -197,6 +209,15 @@ class ModelCacheSettings(Section):
         unit="models",
         example=3,
         describe="Most models that a worker keeps loaded; null means as many as fit.",
+    )
+    max_memory_mb: int | None = setting(
+        None,
+        ge=1,
+        le=100_000_000,
+        unit="MB",
+        example=60_000,
+        describe="Most memory that the models of one worker take together, on its GPUs or, where it has none, in main "
+        "memory: the least recently used goes to make room. null sets no limit.",
     )
 
 

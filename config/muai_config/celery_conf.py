@@ -51,6 +51,9 @@ def celery_settings(settings: Settings, role: Role, engine: EngineName | None = 
         raise ValueError("an engine worker, and only that, is configured for an engine")
     conf: dict[str, Any] = {**_DELIVERY, **_WIRE, **_CONNECTION, **_broker(settings), **_results(settings)}
     conf |= _queues(settings) | _worker(settings, role, engine)
+    if engine is not None and settings.queue.broker_is_redis:
+        # Of several workers the one with the least to do takes the next batch.
+        conf["broker_transport_options"]["at_work"] = slots_of(settings, engine).running
     conf |= {"task_default_queue": _own_queue(role, engine), "enable_utc": True, "timezone": "UTC"}
     return conf
 

@@ -240,6 +240,44 @@ class PerformanceSettings(Section):
     )
 
 
+class GpuSettings(Section):
+    enabled: bool = setting(
+        True,
+        describe="Whether `muai worker --gpus` watches the GPUs of its workers, and stops those whose GPU fails. "
+        "monitoring.enabled does not switch it off.",
+    )
+    check_every_s: float = setting(
+        2.0, ge=0.1, le=5.0, unit="s", example=1.0, describe="How often the GPUs are looked at."
+    )
+    hang_s: float = setting(
+        300.0,
+        ge=0.0,
+        le=86_400.0,
+        unit="s",
+        example=600.0,
+        describe="How long a worker may have work in its engine without answering any of it and without its GPUs' "
+        "utilization changing, before the GPUs count as hung; 0 switches the watchdog off.",
+    )
+    quarantine_s: float = setting(
+        60.0,
+        ge=0.0,
+        le=86_400.0,
+        unit="s",
+        example=300.0,
+        describe="How long a GPU that failed must be well before its worker starts again; doubled for each failure "
+        "that soon follows another, up to an hour.",
+    )
+    max_temperature_c: float | None = setting(
+        None,
+        ge=30.0,
+        le=200.0,
+        unit="°C",
+        example=92.0,
+        describe="Temperature from which a GPU counts as failed, so that it cools down; null takes the one at which "
+        "the GPU would switch itself off.",
+    )
+
+
 class FlowerSettings(Section):
     host: Host = setting("127.0.0.1", example="0.0.0.0", describe="Address that `muai flower` listens on.")
     port: int = setting(5555, ge=1, le=65535, example=5556, describe="Port that `muai flower` listens on.")
@@ -294,6 +332,7 @@ class MonitoringSettings(Section):
     logs: LogSettings = section(LogSettings, "What processes log, and how.")
     anomaly: AnomalySettings = section(AnomalySettings, "Alerts.")
     performance: PerformanceSettings = section(PerformanceSettings, "Performance data.")
+    gpus: GpuSettings = section(GpuSettings, "The watch over GPUs.")
     flower: FlowerSettings = section(FlowerSettings, "Flower, which shows workers and batches.")
     server: ServerSettings = section(ServerSettings, "The HTTP server and how processes stop.")
 

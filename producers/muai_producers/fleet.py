@@ -43,6 +43,12 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     device: str = ""
     started_at: float = 0.0
     """Wall-clock seconds since the epoch."""
+    in_flight: int = 0
+    """Requests that are in its engine."""
+    progress: int = 0
+    """Answers and pieces of answers that its engine has given since it started."""
+    model_bytes: dict[str, int] = {}
+    """What each model takes of the worker's memory."""
 
 
 class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,7 +73,8 @@ class GpuRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One GPU as whoever starts its worker last read it: what metrics, health and the console show.
 
     `muai worker --gpus …` watches the GPUs of the workers that it starts and writes a record of each, about once every
-    two seconds, into the hash `{prefix}:gpus`, field `host/uuid`. Read them with `Fleet.gpus()` or `FleetView.gpus`.
+    two seconds, into the hash `{prefix}:gpus`, field `host/uuid/worker`. Read them with `Fleet.gpus()` or
+    `FleetView.gpus`, which make one of those of a GPU that several workers have.
     A figure that the device does not give is None.
     """
 
@@ -118,6 +125,7 @@ class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     """The batch keys with the longest waiting requests, `MAX_FORMING` at most."""
 
 
+_GRAVITY: Mapping[GpuState, int] = {"unseen": 0, "ok": 1, "degraded": 2, "failed": 3}
 Record = TypeVar("Record", WorkerRecord, CollectorRecord)
 
 
@@ -216,14 +224,14 @@ class Fleet:
 
     def announce_gpus(self, records: Sequence[GpuRecord]) -> None:
         """Write how GPUs are doing."""
-        fields = {f"{record.host}/{record.uuid}": msgspec.json.encode(record) for record in records}
+        fields = {_gpu_field(record): msgspec.json.encode(record) for record in records}
         if fields:
             self._client.hset(self._keys.gpus, mapping=fields)
 
     def withdraw_gpus(self, records: Sequence[GpuRecord]) -> None:
         """Say that nobody watches these any more, because their workers were ended on purpose."""
         if records:
-            self._client.hdel(self._keys.gpus, *(f"{record.host}/{record.uuid}" for record in records))
+            self._client.hdel(self._keys.gpus, *map(_gpu_field, records))
 
     def gpus(self) -> tuple[GpuRecord, ...]:
         """Every GPU that is watched; one whose watch died is `unseen`, and forgotten after `GPUS_KEPT_S`."""
@@ -239,7 +247,11 @@ class Fleet:
                 records.append(record)
         if old:
             self._client.hdel(self._keys.gpus, *old)
-        return tuple(sorted(records, key=lambda record: (record.host, record.index.zfill(4), record.uuid)))
+        by_gpu: dict[tuple[str, str], list[GpuRecord]] = {}
+        for record in records:
+            by_gpu.setdefault((record.host, record.uuid), []).append(record)
+        one_each = [of_one_gpu(told) for told in by_gpu.values()]
+        return tuple(sorted(one_each, key=lambda record: (record.host, record.index.zfill(4), record.uuid)))
 
     def cool_down(self, engine: str, model: str, reason: str, seconds: float) -> None:
         """Pass the engine over for the model for a while."""
@@ -302,6 +314,20 @@ class Fleet:
 
 def _decoded(announced: dict[bytes, bytes], kind: type[Record]) -> list[Record]:
     return [msgspec.json.decode(raw, type=kind) for raw in announced.values()]
+
+
+def _gpu_field(record: GpuRecord) -> str:
+    return f"{record.host}/{record.uuid}/{record.worker}"
+
+
+def of_one_gpu(told: Sequence[GpuRecord]) -> GpuRecord:
+    """What several watches tell of one GPU, which their workers share, as one record: the worst that any of them sees.
+    Where one sees it, it is seen.
+    """
+    latest = max(told, key=lambda record: record.read_at)
+    worst = max(told, key=lambda record: (_GRAVITY[record.state], record.written_at))
+    workers = sorted({record.worker for record in told if record.worker})
+    return msgspec.structs.replace(latest, state=worst.state, reason=worst.reason, worker=", ".join(workers))
 
 
 def as_seen(record: GpuRecord, now_s: float) -> GpuRecord:

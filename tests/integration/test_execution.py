@@ -255,3 +255,29 @@ def test_given_a_claim_that_is_refused_then_nothing_is_begun_and_the_turn_is_fre
     assert bench.states(1) == ["?"]
     assert bench.run("a") == []
     assert bench.states(1) == ["SUCCESS"]
+
+
+def test_given_a_budget_for_models_then_the_worker_unloads_what_it_has_used_least_lately(
+    store: Store, muai_settings: Settings
+) -> None:
+    models = {name: {"task": "embedding", "source": "hub:none", "engines": ["fake"]} for name in ("one", "two", "big")}
+    settings = build_settings(
+        {"queue": {"broker_url": muai_settings.queue.broker_url}, "models": {**models, "max_memory_mb": 100}}, {}
+    )
+    engine = FakeEngine(FakeOptions(model_mb={"one": 60.0, "two": 60.0, "big": 200.0}))
+    runner = BatchRunner(settings, engine, store, WorkerIdentity("w1"), wall_s=lambda: NOW_S)
+    try:
+        for name in ("one", "two"):
+            request = a_request(f"r-{name}", model=name, text="a")
+            assert runner.run(a_batch([request], id=name, model=name, chain=())) == []
+        assert engine.loaded() == ("two",)
+        runner.run(a_batch([a_request("r-big", model="big", text="a")], id="big", model="big", chain=()))
+        (answered, told) = store.fetch(["r-two", "r-big"])
+    finally:
+        runner.close()
+    assert answered is not None
+    assert answered["status"] == "SUCCESS"
+    assert told is not None
+    assert told["status"] == "FAILURE"
+    assert "big needs about 200 MB, and models.max_memory_mb is 100" in str(told)
+    assert engine.loaded() == ("two",)

@@ -59,14 +59,7 @@ MODELS = {
     "write": {"task": "text-generation", "source": "hub:none", "engines": ["fake"]},
     "falls": {"task": "text-classification", "source": "hub:none", "engines": ["fake", "pytorch"]},
 }
-GPU = {
-    "gpu_id": "0",
-    "memory_used_bytes": 1 << 30,
-    "memory_total_bytes": 8 << 30,
-    "utilization": 0.5,
-    "temperature_c": 60.0,
-    "power_w": 200.0,
-}
+GPU = {"uuid": "GPU-0", "memory_used_bytes": 1_000_000_000, "utilization_percent": 50}
 
 
 class Prometheus:
@@ -164,7 +157,8 @@ class ScrapedUp(Up):
             "tracing": {"enabled": False},
         }
         file.write_text(json.dumps(configuration))
-        self.env["MUAI_TEST_GPUS"] = json.dumps([GPU])
+        (self.home / "nvml.json").write_text(json.dumps({"gpus": [GPU]}))
+        self.env["MUAI_TEST_NVML"] = str(self.home / "nvml.json")
         super().start()
 
     @property

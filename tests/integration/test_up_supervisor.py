@@ -16,7 +16,7 @@ from tests.transport_support import wait_until
 
 from muai_workers.up import watchdog
 from muai_workers.up.console import Row
-from muai_workers.up.decisions import RestartPolicy, Role
+from muai_workers.up.decisions import Hold, RestartPolicy, Role
 from muai_workers.up.logs import MAX_LINE_BYTES, LogPipes
 from muai_workers.up.observing import Observation
 from muai_workers.up.plan import ProcessSpec
@@ -226,6 +226,72 @@ def test_Given_a_process_that_is_killed_Then_what_it_started_itself_ends_too(sup
     child = int(next(text for _, text in running.console.lines if text.startswith("child")).split()[1])
     os.kill(running.pid("engine"), signal.SIGKILL)
     wait_until(lambda: not is_alive(child), what="the child's end")
+
+
+class Keeper:
+    """A warden that holds what it is told to."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Hold] = {}
+        self.said = ["a remark"]
+
+    def holds(self) -> dict[str, Hold]:
+        return dict(self.held)
+
+    def remarks(self) -> list[str]:
+        said, self.said = self.said, []
+        return said
+
+
+def test_Given_a_process_that_is_held_Then_it_stops_and_starts_anew_once_it_is_let_go(supervise: Start) -> None:
+    keeper = Keeper()
+    running = supervise(
+        script("held", Role.ENGINE, POLITE), script("other", Role.ENGINE, POLITE), grace_s=10.0, warden=keeper
+    )
+    for name in ("held", "other"):
+        running.wait_for(name, "up")
+    running.wait_for("muai", "a remark")
+    keeper.held = {"held": Hold("its GPU failed", 10.0)}
+    running.wait_for("held", "bye")
+    running.wait_for("muai", "held is stopped: its GPU failed")
+    wait_until(lambda: running.supervisor.standings()["held"].pid is None, what="its end")
+    wait_until(lambda: [row.state for row in running.console.rows] == ["held", "running"])
+    keeper.held = {}
+    wait_until(lambda: sum(text == "up" for name, text in running.console.lines if name == "held") == 2)
+    assert not running.console.has("other", "bye")
+    running.supervisor.request_stop()
+    assert running.join() == 0
+
+
+def test_Given_a_held_process_that_does_not_stop_Then_it_is_killed_and_not_started(supervise: Start) -> None:
+    keeper = Keeper()
+    running = supervise(script("held", Role.ENGINE, STUBBORN), grace_s=600.0, warden=keeper)
+    running.wait_for("held", "up")
+    keeper.held = {"held": Hold("it hangs", 0.2)}
+    running.wait_for("muai", "held does not stop: killing it")
+    running.wait_for("muai", "held stopped (killed by SIGKILL)")
+    wait_until(lambda: [row.state for row in running.console.rows] == ["held"])
+    running.supervisor.request_stop()
+    assert running.join() == 0
+
+
+def test_Given_a_process_that_was_given_up_When_it_was_held_and_is_let_go_Then_it_gets_another_chance(
+    supervise: Start, tmp_path: Path
+) -> None:
+    keeper = Keeper()
+    marker = tmp_path / "well"
+    code = f"import pathlib, sys, time\nif not pathlib.Path({str(marker)!r}).exists(): sys.exit(3)\n" + POLITE
+    running = supervise(script("frail", Role.ENGINE, code), script("other", Role.ENGINE, POLITE), warden=keeper)
+    running.wait_for("muai", "frail ended (exit status 3); given up")
+    assert running.supervisor.standings()["frail"].given_up
+    keeper.held = {"frail": Hold("its GPU failed", 10.0)}
+    wait_until(lambda: [row.state for row in running.console.rows][:1] == ["held"])
+    marker.touch()
+    keeper.held = {}
+    running.wait_for("frail", "up")
+    assert running.supervisor.standings()["frail"].given_up is None
+    running.supervisor.request_stop()
+    assert running.join() == 0
 
 
 def is_alive(pid: int) -> bool:

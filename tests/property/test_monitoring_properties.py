@@ -8,6 +8,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,9 +23,10 @@ from muai_producers.monitoring.guard import Standings, standings
 from muai_producers.monitoring.instruments import INSTRUMENTS, Instrument
 from muai_producers.monitoring.recorder import Labels, Recorder, Series
 from muai_workers.engines.fake import FakeEngine, FakeOptions
+from muai_workers.gpus.simulated import SimulatedGpu, SimulatedNvml, SimulatedState
 from muai_workers.monitoring.exporter import PrometheusExporter
 from muai_workers.monitoring.families import families
-from muai_workers.monitoring.machine import GpuReading, MachineWatch, SimulatedGpus
+from muai_workers.monitoring.machine import GpuReading, MachineWatch, NvmlGpus
 from muai_workers.monitoring.models import ModelWatch
 from muai_workers.optimization_manager import OptimizationManager
 
@@ -183,21 +185,19 @@ def test_given_anything_that_was_recorded_then_the_page_is_valid_and_says_it(
 # Property 44: Per-GPU metrics are exposed
 @pytest.mark.property(44)
 @settings(max_examples=50, deadline=None)
-@given(
-    gpus=st.dictionaries(
-        st.integers(0, 15).map(str), st.tuples(st.integers(0, 1 << 40), st.floats(0, 1)), min_size=1, max_size=16
-    )
-)
-def test_given_any_gpus_then_memory_and_utilisation_of_each_are_exposed(gpus: dict[str, tuple[int, float]]) -> None:
+@given(gpus=st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(0, 100)), min_size=1, max_size=16))
+def test_given_any_gpus_then_memory_and_utilisation_of_each_are_exposed(gpus: list[tuple[int, int]]) -> None:
     recorder = Recorder()
-    readings = [
-        GpuReading(gpu_id=gpu_id, memory_used_bytes=used, utilization=share) for gpu_id, (used, share) in gpus.items()
+    simulated = [
+        SimulatedGpu(uuid=f"GPU-{number}", memory_used_bytes=used, utilization_percent=percent)
+        for number, (used, percent) in enumerate(gpus)
     ]
-    watch = MachineWatch(recorder, SimulatedGpus(tuple(readings)))
+    state = msgspec.json.encode(SimulatedState(gpus=tuple(simulated)))
+    watch = MachineWatch(recorder, NvmlGpus(SimulatedNvml(lambda: state)))
     exporter = PrometheusExporter(0, source=recorder)
-    for gpu_id, (used, share) in gpus.items():
-        assert total(exporter, "gpu_memory_used_bytes", gpu_id=gpu_id) == used
-        assert total(exporter, "muai_gpu_utilization_ratio", gpu_id=gpu_id) == share
+    for number, (used, percent) in enumerate(gpus):
+        assert total(exporter, "gpu_memory_used_bytes", gpu_id=str(number)) == used
+        assert total(exporter, "muai_gpu_utilization_ratio", gpu_id=str(number)) == percent / 100
     watch.close()
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from muai_config import build_settings
 from muai_workers.cli import worker as worker_cli
-from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus
+from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus, with_tensor_parallel
 
 
 def nobody() -> list[str]:
@@ -44,7 +44,18 @@ def test_Given_an_engine_over_several_gpus_Then_they_are_cut_into_its_groups() -
         group_gpus(("0", "1", "2"), 2)
 
 
-def test_Given_one_gpu_When_a_worker_starts_Then_the_process_is_pinned_before_the_engine_is_made(
+def test_Given_tensor_parallel_on_the_command_line_Then_the_groups_are_that_large() -> None:
+    settings = build_settings({}, {})
+    for engine in ("vllm", "deepspeed"):
+        assert group_size(with_tensor_parallel(settings, engine, 4), engine) == 4
+        assert group_size(with_tensor_parallel(settings, engine, None), engine) == 1
+    assert with_tensor_parallel(settings, "onnx", 1) is settings
+    result = CliRunner().invoke(worker_cli.worker, ["--engine", "onnx", "--gpus", "0-1", "--tensor-parallel", "2"])
+    assert result.exit_code == 2
+    assert "onnx runs a model on one GPU" in " ".join(result.output.split())
+
+
+def test_Given_one_gpu_and_no_watch_When_a_worker_starts_Then_the_process_is_pinned_before_the_engine_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import muai_workers.app
@@ -56,6 +67,9 @@ def test_Given_one_gpu_When_a_worker_starts_Then_the_process_is_pinned_before_th
 
     monkeypatch.setattr(muai_workers.app, "run_engine_worker", run)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
+    monkeypatch.setenv("MUAI_GPUS", "")
+    monkeypatch.setenv("MUAI_MON_GPUS_ENABLED", "false")
     result = CliRunner().invoke(worker_cli.worker, ["--engine", "fake", "--gpus", "3", "--slots", "4"])
     assert (result.exit_code, seen) == (0, {"engine": "fake", "gpus": "3", "slots": 4})
 

@@ -149,10 +149,13 @@ def test_the_model_least_recently_used_goes_first() -> None:
         manager.load_model(name)
     assert manager.loaded_models() == engine.loaded() == ("writer", "encoder")
     assert events == [
+        ("loading", "writer", "fake"),
         ("loaded", "writer", "fake"),
+        ("loading", "sorter", "fake"),
         ("loaded", "sorter", "fake"),
-        ("loaded", "encoder", "fake"),
+        ("loading", "encoder", "fake"),
         ("unloaded", "sorter", "fake"),
+        ("loaded", "encoder", "fake"),
     ]
 
 

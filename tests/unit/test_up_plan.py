@@ -5,7 +5,7 @@ import pytest
 
 from muai_producers.cli.main import LOG_LEVELS, muai
 from muai_workers.up.decisions import Role
-from muai_workers.up.plan import MUAI, ProcessSpec, gpu_worker_specs, stack_specs
+from muai_workers.up.plan import MUAI, ProcessSpec, gpu_worker_specs, gpus_of, stack_specs
 from muai_workers.up.stack import Addresses
 
 
@@ -48,12 +48,37 @@ def test_Given_a_shared_broker_Then_the_names_differ_from_those_of_other_machine
 
 
 def test_Given_groups_of_gpus_Then_each_worker_sees_its_own_and_does_not_cut_them_up_again() -> None:
-    specs = gpu_worker_specs("vllm", [("0", "1"), ("2", "3")], "vllm", 3, log_level="INFO")
+    options = {"--slots": 3, "--tensor-parallel": 2}
+    specs = gpu_worker_specs("vllm", [("0", "1"), ("2", "3")], None, options, log_level="INFO")
+    assert [spec.name for spec in specs] == ["vllm-gpu0+1", "vllm-gpu2+3"]
     assert [spec.variables["CUDA_VISIBLE_DEVICES"] for spec in specs] == ["0,1", "2,3"]
     for spec in specs:
         assert spec.variables["MUAI_GPUS"] == ""
+        assert spec.variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
         params = parse(spec).params
-        assert (params["gpus"], params["slots"]) == (None, 3)
+        assert (params["gpus"], params["slots"], params["tensor_parallel"]) == (None, 3, 2)
+
+
+def test_Given_gpus_for_an_installation_Then_each_engine_has_a_worker_for_each_group() -> None:
+    groups = {"onnx": [("0",), ("1",)], "vllm": [("0", "1")], "pytorch": []}
+    specs = stack_specs(["onnx", "vllm", "pytorch"], {"MUAI_X": "y"}, suffix="-here-7", gpu_groups=groups)
+    engines = {spec.name: spec for spec in specs if spec.role is Role.ENGINE}
+    assert {name: gpus_of(spec) for name, spec in engines.items()} == {
+        "onnx-gpu0": ("0",),
+        "onnx-gpu1": ("1",),
+        "vllm-gpu0+1": ("0", "1"),
+        "pytorch": (),
+    }
+    for name, spec in engines.items():
+        assert parse(spec).params["name"] == spec.worker == f"{name}-here-7"
+        assert spec.variables["MUAI_X"] == "y"
+
+
+def test_Given_one_group_and_a_name_Then_the_worker_has_just_that_name() -> None:
+    [spec] = gpu_worker_specs("onnx", [("5",)], "pod-7", {"--slots": None}, log_level="INFO")
+    assert spec.name == parse(spec).params["name"] == "pod-7"
+    [spec] = gpu_worker_specs("onnx", [("5",)], None, {"--slots": None}, log_level="INFO")
+    assert spec.name == "onnx-gpu5"
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.gpus.nvml import nvml_library
 from muai_workers.monitoring.machine import MachineWatch
 from muai_workers.monitoring.models import ModelWatch
 
@@ -126,16 +127,19 @@ class EngineWorker:
             models_loaded=self.engine.loaded(),
             device=self._device,
             started_at=self._started_at,
+            in_flight=self.runner.activity.in_flight,
+            progress=self.runner.activity.progress,
+            model_bytes=self.runner.models.memory_bytes(),
         )
 
     def preload(self) -> None:
-        """Load the models of `preload_models` that this engine is the first to serve."""
+        """Load the models of `preload_models` that this engine may serve."""
         for model in self._settings.monitoring.server.preload_models:
             spec = self._settings.model(model)
             if self.engine.name not in self._settings.chain(spec):
                 continue
             try:
-                self.engine.load(spec)
+                self.runner.models.load_model(model)
             except MuaiError as error:
                 log.warning("%s could not preload %s: %s", self.engine.name, model, error)
 
@@ -217,7 +221,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = EngineWorker(settings, engine, name)
         worker.preload()
         held.append(worker)
-        offer_sampling(app, settings, worker.statistics)
+        offer_sampling(app, settings, worker.statistics, nvml_library)
 
     def ready(**_: Any) -> None:
         held[0].open()

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +46,8 @@ from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResul
 from muai_workers.aborting import AbortWatch, Watched
 from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
 from muai_workers.engines.isolate import run_isolated
+from muai_workers.gpus.activity import EngineActivity
+from muai_workers.model_manager import ModelManager
 from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
@@ -105,7 +108,7 @@ class BatchRunner:
     next is in the engine already. Thread-safe.
 
     Args:
-        relieve: frees what memory can be freed, after the engine ran out of it.
+        models: loads the engine's models and keeps them within bounds; None: one of its own.
         tracer: told how the requests that are traced fare here.
         statistics: takes in how long requests took and how they ended.
         recorder: what the metrics are told.
@@ -119,7 +122,7 @@ class BatchRunner:
         store: Store,
         identity: WorkerIdentity,
         *,
-        relieve: Callable[[], None] | None = None,
+        models: ModelManager | None = None,
         tracer: Tracer = NO_TRACER,
         statistics: StatisticsRecorder | None = None,
         wall_s: Callable[[], float] = time.time,
@@ -129,6 +132,8 @@ class BatchRunner:
         self._recorder = recorder
         self.engine = engine
         self.identity = identity
+        self.activity = EngineActivity()
+        self.models = models or ModelManager(settings, engine)
         about = {names.WORKER: identity.name, names.GPU: identity.gpu or None}
         self._tracing = WorkerTracing(tracer, store, about, wall_s)
         self.writer = ResultWriter(store, self._tracing.written if tracer.enabled else None)
@@ -137,7 +142,6 @@ class BatchRunner:
         self._store = store
         self._fleet = Fleet(store)
         self._dead_letters = DeadLetters(store)
-        self._relieve = relieve
         self._statistics = statistics or NullRecorder()
         self._wall_s = wall_s
         self._took_s: dict[str, float] = {}
@@ -279,14 +283,14 @@ class BatchRunner:
             first_pieces.seen(piece.request_id, self._wall_s())
             streams.tell(piece)
 
-        with self._aborts.watching(run.requests) as watched:
+        with self._aborts.watching(run.requests) as watched, ExitStack() as kept:
             report = run_isolated(
                 lambda requests: run.trace.run(requests, self._run_engine(spec, batch, requests, streams, watched)),
                 run.requests,
                 lambda completion: self._complete(run, completion, streams, watched),
                 on_piece=tell,
-                prepare=lambda: self._prepare(run, spec),
-                relieve=self._relieve,
+                prepare=lambda: self._prepare(run, spec, kept),
+                relieve=self.models.relieve,
             )
         self._recorder.observe(instruments.FIRST_TOKEN, batch.model, batch.engine, values=first_pieces.times_s)
         record_run(self._recorder, batch.model, batch.engine, len(run.requests), len(run.failed))
@@ -296,11 +300,13 @@ class BatchRunner:
             self._fleet.cool_down(batch.engine, batch.model, reason, self.settings.queue.engine_cooldown_s)
         return self._elsewhere(run, run.failed) if run.failed else []
 
-    def _prepare(self, run: _Run, spec: ModelSpec) -> None:
+    def _prepare(self, run: _Run, spec: ModelSpec, kept: ExitStack) -> None:
+        """See to it that the model is loaded, and stays so while `kept` is open."""
         reason = self.engine.refusal(spec)
         if reason is not None:
             raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
-        run.trace.load(lambda: self.engine.load(spec), is_loaded=spec.name in self.engine.loaded())
+        is_loaded = spec.name in self.engine.loaded()
+        run.trace.load(lambda: kept.enter_context(self.models.using(spec)), is_loaded=is_loaded)
 
     def _run_engine(
         self,
@@ -319,7 +325,7 @@ class BatchRunner:
                 wanted.append(steady(request))
         if wanted:
             streams.begin([request.id for request in wanted])
-            yield from self.engine.run(spec, batch.task, wanted)
+            yield from self.activity.watching(len(wanted), self.engine.run(spec, batch.task, wanted))
 
     def _complete(self, run: _Run, completion: Completion, streams: RunStreams, watched: Watched) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]

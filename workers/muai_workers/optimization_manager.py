@@ -82,6 +82,8 @@ class OptimizationManager:
         self._watches: list[ModelWatch] = []
         self._given = None if engines is None else dict(engines)
         self._models = model_manager or ModelManager(settings, None if engines is None else engines.get("pytorch"))
+        self._managers: dict[str, ModelManager] = {}
+        """Of the engines but PyTorch."""
         self._checks: dict[str, _Check] = {}
         self._cooling: dict[tuple[str, str], EngineState] = {}
         """By engine and model: one model that an engine cannot run does not keep it from the others."""
@@ -150,16 +152,12 @@ class OptimizationManager:
             ModelNotFoundError: the catalog has no such model.
             EngineError: as the last engine raised it, or none can serve the model.
         """
-        spec = find_model(self._settings, model_name)
         error: EngineError = EngineUnavailableError(f"no engine can serve {model_name}", {"model": model_name})
         for name in self.get_available_engines(model_name):
             engine = self._check(name).engine
             assert engine is not None  # an engine that was not made is not available
             try:
-                if name == "pytorch":
-                    self._models.load_model(model_name)
-                else:
-                    engine.load(spec)
+                self._manager(name, engine).load_model(model_name)
             except EngineError as failure:
                 logger.warning("%s cannot load %s: %s", name, model_name, failure)
                 error = failure
@@ -252,10 +250,7 @@ class OptimizationManager:
 
             def load() -> None:
                 with self._tracer.trace_part(names.MODEL_LOADING, told):
-                    if name == "pytorch":
-                        kept.enter_context(self._models.keeping(spec.name))
-                    else:
-                        engine.load(spec)
+                    kept.enter_context(self._manager(name, engine).using(spec))
 
             def forward(part: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
                 with self._tracer.trace_part(names.FORWARD_PASS, {**told, names.BATCH_SIZE: len(part)}):
@@ -307,6 +302,15 @@ class OptimizationManager:
             return _Check(None, Availability(False, error.message), now)
         self._watches.append(ModelWatch(engine, self._recorder))
         return _Check(engine, engine.availability(), now)
+
+    def _manager(self, name: str, engine: Engine) -> ModelManager:
+        """Who loads the engine's models; each engine has a budget of its own."""
+        if name == "pytorch":
+            return self._models
+        with self._lock:
+            if name not in self._managers:
+                self._managers[name] = ModelManager(self._settings, engine)
+            return self._managers[name]
 
     def _status(self, name: str) -> EngineStatus:
         check = self._check(name)

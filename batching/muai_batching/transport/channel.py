@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,7 @@ from muai_batching.transport.keys import DEFAULT_STATE_PREFIX
 from muai_batching.transport.ledger import CONNECTION_ERRORS, Ledger
 from muai_batching.transport.message import ClaimedMessage, UndecodableError
 from muai_batching.transport.poller import Peek
+from muai_batching.transport.restraint import Restraint
 from muai_batching.transport.store import Claimed, Command, ListOrder
 
 logger = logging.getLogger(__name__)
@@ -63,10 +65,12 @@ class QoS(stock.QoS):  # type: ignore[misc]
         """A pub/sub message: nothing in Redis stands behind it."""
 
     def ack(self, delivery_tag: Any) -> None:
+        self.channel.note_end(delivery_tag)
         self.channel.ledger.ack(self.channel.holder, delivery_tag)
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         if requeue:
+            self.channel.note_end(delivery_tag)
             self.channel.ledger.give_back(self.channel.holder, [delivery_tag])
         else:
             self.ack(delivery_tag)
@@ -100,7 +104,13 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
     #: Where the transport's own keys live, below `global_keyprefix`.
     state_prefix = DEFAULT_STATE_PREFIX
 
-    from_transport_options = (*stock.Channel.from_transport_options, "claim_batch", "lease_ttl_s", "state_prefix")
+    #: Messages that the consumer works on at once, where it shares its queues with others: see `Restraint`.
+    at_work = 0
+
+    from_transport_options = (
+        *stock.Channel.from_transport_options,
+        *("claim_batch", "lease_ttl_s", "state_prefix", "at_work"),
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._ledger: Ledger | None = None
@@ -111,7 +121,12 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
         self._on_message: dict[str, tuple[Callable[[Any], Any], bool]] = {}
         self._eager = False
         self._making_ledger = False
+        self._claimed_s: dict[int, float] = {}
+        """When each message came that is at work or held ready; kept where `at_work` is set."""
+        self._last_end_s = 0.0
+        self._wakes_later = False
         super().__init__(*args, **kwargs)
+        self._restraint = Restraint(self.at_work)
         self.__dict__.pop("QoS", None)  # ack_emulation=False would put the base class's there
 
     # The ledger and what this channel holds in it
@@ -187,6 +202,19 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
             self.connection.cycle.wake()
         elif self._on_message and not self._eager:
             self._arm_peeks()
+        elif (
+            self._on_message and not self._wakes_later and self._restraint.is_waiting(self._num_held, time.monotonic())
+        ):
+            self._wakes_later = True
+            self.connection.cycle.call_later(self._restraint.rest_s(time.monotonic()), self._wake_after_waiting)
+
+    def _wake_after_waiting(self) -> None:
+        self._wakes_later = False
+        self.connection.cycle.wake()
+
+    @property
+    def _num_held(self) -> int:
+        return len(self.holder.tags)
 
     @property
     def has_more(self) -> bool:
@@ -194,11 +222,14 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
         return bool(self._backlog) or (self._eager and bool(self._on_message) and self._has_room())
 
     def _has_room(self) -> bool:
-        if self.qos.can_consume():
+        if self._takes_more():
             return True
         # Say so before looking again, or a claim that ends in between would wake nobody.
         self.holder.starved = True
-        return bool(self.qos.can_consume())
+        return self._takes_more()
+
+    def _takes_more(self) -> bool:
+        return bool(self.qos.can_consume()) and not self._restraint.is_waiting(self._num_held, time.monotonic())
 
     def pump(self) -> bool:
         """Claim once, without waiting, and deliver; True when anything was delivered."""
@@ -207,13 +238,24 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
         self._eager = bool(self._on_message)
         if not self._eager or not self._has_room():
             return False
-        room = self.qos.room(self.claim_batch)
+        room = self._restraint.may_take(self._num_held, self.qos.room(self.claim_batch), time.monotonic())
+        if not room:
+            return False  # others come first; this is asked again soon
         queues = self._queue_cycle.consume(len(self._on_message))
         claimed = self.ledger.claim(self.holder, self._list_order(queues), room)
         self._eager = claimed.count >= room
         self._queue_cycle.rotate(queues[0])
         self._store_backlog(queues, claimed)
         return self._deliver()
+
+    def note_end(self, tag: Any) -> None:
+        """A message is done with: how long it took says how long others may be let first. Any thread may call this."""
+        claimed_s = self._claimed_s.pop(tag, None)
+        if claimed_s is None:
+            return
+        now_s = time.monotonic()
+        self._restraint.took(now_s - max(claimed_s, self._last_end_s))
+        self._last_end_s = now_s
 
     def _list_order(self, queues: Sequence[str]) -> ListOrder:
         keys = [self.list_key(queue, step) for step in self.priority_steps for queue in queues]
@@ -226,6 +268,8 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
     def _store_backlog(self, queues: Sequence[str], claimed: Claimed) -> None:
         deaths = {tag: count for tag, _, count in claimed.suspects}
         tag = claimed.first
+        if self._restraint.at_work:
+            self._claimed_s.update(dict.fromkeys(range(tag, tag + claimed.count), time.monotonic()))
         for index, payloads in claimed.groups:
             queue = queues[index % len(queues)]
             for payload in payloads:

@@ -192,6 +192,15 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
         if waker is not None:
             waker.wake()
 
+    def call_later(self, delay_s: float, callback: Callable[[], Any]) -> None:
+        """Call after a while, from the event loop; where there is none, at once: what is waited for is then looked at
+        again and again.
+        """
+        if self._hub is not None and delay_s > 0:
+            self._hub.call_later(delay_s, callback)
+        else:
+            callback()
+
     def on_poll_init(self, poller: Any) -> None:
         self.poller = poller
 

@@ -146,6 +146,7 @@ OUTSTANDING = _gauge("muai_outstanding_batches", "Batches sent to an engine and 
 COLLECTORS = _gauge("muai_collectors", "Live collectors.")
 PROCESSES = _gauge("muai_processes", "Processes that report metrics.", "role")
 MODELS_LOADED = _gauge("muai_models_loaded", "Workers that hold a model in memory.", "model", "engine")
+MODEL_MEMORY = _gauge("muai_model_memory_bytes", "Memory that a model takes at all workers.", "model", "engine")
 MODEL_EVENTS = _counter(
     "muai_model_events_total", "Models loaded, unloaded, and not loaded: load, unload, load_failed.",
     "model", "engine", "event",

@@ -11,6 +11,7 @@ import logging
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import control_command
@@ -33,10 +34,19 @@ _SAMPLER = "muai_host_sampler"
 """The attribute of a Celery application that holds its process's sampler."""
 
 
-class HostSampler:
-    """Samples this host when asked to, unless another process of it just has."""
+def _pynvml() -> Any:
+    return importlib.import_module("pynvml")
 
-    def __init__(self, settings: Settings, recorder: StatisticsRecorder) -> None:
+
+class HostSampler:
+    """Samples this host when asked to, unless another process of it just has.
+
+    Args:
+        nvml: gives NVIDIA's management library; raises ImportError where it is not installed.
+    """
+
+    def __init__(self, settings: Settings, recorder: StatisticsRecorder, nvml: Callable[[], Any] = _pynvml) -> None:
+        self._nvml = nvml
         self._client: Any = state_client(settings.queue.state_url, timeout_s=1.0, retries=0)
         self._host = Host(socket.gethostname())
         self._lock = f"{settings.queue.key_prefix}:lock:sample:{self._host.name}"
@@ -58,7 +68,7 @@ class HostSampler:
 
     def _run(self) -> None:
         try:
-            self._probe = ResourceProbe()
+            self._probe = ResourceProbe(self._nvml)
         except ModuleNotFoundError:
             log.info("this process samples no host: that needs pip install 'muai[worker]'")
         while self._asked.get():
@@ -73,46 +83,50 @@ class HostSampler:
 class ResourceProbe:
     """Reads how much of a host's resources is in use, in percent.
 
+    Args:
+        nvml: gives NVIDIA's management library; raises ImportError where it is not installed.
     Raises:
         ModuleNotFoundError: psutil is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nvml: Callable[[], Any] = _pynvml) -> None:
         import psutil
 
         self._psutil = psutil
-        self._gpus = _gpu_handles()
+        self._nvml, self._gpus = _gpu_handles(nvml)
         psutil.cpu_percent(None)  # the first reading tells of nothing, the others of the time since the one before
 
     def read(self) -> dict[str, float]:
         """`cpu`, `memory`, and for each GPU `gpuN.memory` and `gpuN.utilization`."""
         used = {"cpu": self._psutil.cpu_percent(None), "memory": self._psutil.virtual_memory().percent}
-        if self._gpus:
-            pynvml = importlib.import_module("pynvml")
-            for number, handle in enumerate(self._gpus):
-                try:
-                    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                    used[f"gpu{number}.memory"] = 100.0 * memory.used / memory.total
-                    used[f"gpu{number}.utilization"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-                except pynvml.NVMLError as error:
-                    log.warning("GPU %d could not be sampled: %s", number, error)
+        for number, handle in enumerate(self._gpus):
+            try:
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                used[f"gpu{number}.memory"] = 100.0 * memory.used / memory.total
+                used[f"gpu{number}.utilization"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            except self._nvml.NVMLError as error:
+                log.warning("GPU %d could not be sampled: %s", number, error)
         return used
 
 
-def _gpu_handles() -> list[Any]:
+def _gpu_handles(library: Callable[[], Any]) -> tuple[Any, list[Any]]:
+    """The library and what it knows each GPU by; no GPUs where there is no library or no driver."""
     try:
-        pynvml = importlib.import_module("pynvml")
-        pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-    except (ModuleNotFoundError, OSError):
-        return []
-    except pynvml.NVMLError:
-        return []  # no NVIDIA driver here
+        nvml = library()
+    except ImportError:
+        return None, []
+    try:
+        nvml.nvmlInit()
+        return nvml, [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+    except nvml.NVMLError:
+        return nvml, []
 
 
-def offer_sampling(app: Celery, settings: Settings, recorder: StatisticsRecorder) -> None:
-    """Have this application's worker sample its host when the broadcast comes."""
-    setattr(app, _SAMPLER, HostSampler(settings, recorder))
+def offer_sampling(
+    app: Celery, settings: Settings, recorder: StatisticsRecorder, nvml: Callable[[], Any] = _pynvml
+) -> None:
+    """Have this application's worker sample its host when the broadcast comes. `nvml`: see `HostSampler`."""
+    setattr(app, _SAMPLER, HostSampler(settings, recorder, nvml))
 
 
 def end_sampling(app: Celery) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from muai_config import Settings
 
+SHARING = {"vllm": "tensor_parallel_size", "deepspeed": "tensor_parallel"}
+"""Engines that share the layers of a model among GPUs, and the setting that says among how many."""
 _RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
 _DEVICE = re.compile(r"\d{1,4}|(?:GPU|MIG)-[0-9A-Za-z/-]+")
 
@@ -56,6 +58,23 @@ def group_gpus(gpus: Sequence[str], size: int) -> list[tuple[str, ...]]:
             f"{len(gpus)} GPUs cannot be shared out in groups of {size}, which the engine is configured for"
         )
     return [tuple(gpus[start : start + size]) for start in range(0, len(gpus), size)]
+
+
+def with_tensor_parallel(settings: Settings, engine: str, size: int | None) -> Settings:
+    """The settings with as many GPUs to each layer of the engine's models as the command line says.
+
+    Raises:
+        ValueError: the engine runs a model on one GPU.
+    """
+    if size is None or (size == 1 and engine not in SHARING):
+        return settings
+    if engine not in SHARING:
+        raise ValueError(
+            f"{engine} runs a model on one GPU; {' and '.join(SHARING)} share its layers among several: for more "
+            "throughput leave the option out, and each GPU gets a worker of its own"
+        )
+    section = getattr(settings.optimization, engine).model_copy(update={SHARING[engine]: size})
+    return settings.model_copy(update={"optimization": settings.optimization.model_copy(update={engine: section})})
 
 
 def group_size(settings: Settings, engine: str) -> int:

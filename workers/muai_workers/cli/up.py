@@ -24,6 +24,12 @@ def _engine_names(_: click.Context, __: click.Parameter, text: str | None) -> tu
 @click.option("--broker", metavar="URL", help="The broker, redis:// or amqp://; by default one of its own.")
 @click.option("--redis", metavar="URL", help="The Redis for results and state, where the broker is none.")
 @click.option("--engines", callback=_engine_names, help="Such as onnx,pytorch; by default all that can run here.")
+@click.option(
+    "--gpus",
+    envvar="MUAI_GPUS",
+    help="0,1 or 0-3 or all: a worker of each engine for each GPU, or for each group where the engine is configured to "
+    "use several; by default one worker of each engine, which sees them all.",
+)
 @click.option("--collectors", type=click.IntRange(1, 64), default=1, show_default=True, help="Batch collectors.")
 @click.option("--gateway/--no-gateway", default=True, help="Whether the HTTP gateway runs, where it is installed.")
 @click.option("--flower", is_flag=True, help="Run Flower as well.")
@@ -35,6 +41,7 @@ def up(
     broker: str | None,
     redis: str | None,
     engines: tuple[str, ...],
+    gpus: str | None,
     collectors: int,
     gateway: bool,
     flower: bool,
@@ -42,6 +49,7 @@ def up(
 ) -> None:
     """Run a whole installation on this machine, its own Redis included; Ctrl-C finishes what is accepted."""
     from muai_config.loading import resolve_file
+    from muai_workers.cli.worker import gpu_groups
     from muai_workers.up.console import console_for
     from muai_workers.up.stack import Wanted, stack
 
@@ -52,6 +60,7 @@ def up(
     exporter = importlib.util.find_spec("prometheus_client") is not None
     if not exporter:
         remarks.append("no metrics page: it needs pip install 'muai[monitoring]'")
+    settings = resolve_file(None, invocation.env).settings
     wanted = Wanted(
         broker=broker,
         redis=redis,
@@ -61,8 +70,8 @@ def up(
         flower=flower,
         exporter=exporter,
         log_level=invocation.log_level,
+        gpu_groups={engine: gpu_groups(settings, engine, gpus) for engine in chosen},
     )
-    settings = resolve_file(None, invocation.env).settings
     console = console_for(settings.monitoring.logs.format, plain=plain)
     try:
         for remark in remarks:

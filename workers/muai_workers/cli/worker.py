@@ -36,21 +36,34 @@ WHY_NOT_PREFORK = (
     type=click.IntRange(1, 1024),
     help="Batches that it runs at once: queue.worker_concurrency, queue.continuous_slots.",
 )
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1, 1024),
+    help="GPUs that share each layer of a model, for vllm and deepspeed: the groups are that large.",
+)
 @click.option("--pool", default="threads", hidden=True)
 @pass_invocation
 def worker(
-    invocation: Invocation, engine: EngineName, gpus: str | None, name: str | None, slots: int | None, pool: str
+    invocation: Invocation,
+    engine: EngineName,
+    gpus: str | None,
+    name: str | None,
+    slots: int | None,
+    tensor_parallel: int | None,
+    pool: str,
 ) -> None:
-    """Run the workers of one engine: one process, or one for each group of GPUs."""
+    """Run the workers of one engine: one process, or one for each group of GPUs, watched."""
     if pool != "threads":
         raise click.UsageError(WHY_NOT_PREFORK)
-    settings = with_slots(invocation.settings, slots)
-    groups = _groups(settings, engine, gpus)
-    if len(groups) > 1:
-        sys.exit(_supervise(invocation, engine, groups, name or engine, slots))
+    settings = _with_tensor_parallel(with_slots(invocation.settings, slots), engine, tensor_parallel)
+    groups = gpu_groups(settings, engine, gpus)
+    if len(groups) > 1 or (groups and settings.monitoring.gpus.enabled):
+        options = {"--slots": slots, "--tensor-parallel": tensor_parallel}
+        sys.exit(_supervise(invocation, engine, groups, name, options))
     if groups:
-        # Before anything imports torch, which looks at it once.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(groups[0])
+        from muai_workers.up.plan import pinned_to
+
+        os.environ.update(pinned_to(groups[0]))
     from muai_workers.app import run_engine_worker
 
     run_engine_worker(settings, engine, name, log_level=invocation.log_level)
@@ -64,7 +77,21 @@ def with_slots(settings: Settings, slots: int | None) -> Settings:
     return settings.model_copy(update={"queue": settings.queue.model_copy(update=changes)})
 
 
-def _groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:
+def _with_tensor_parallel(settings: Settings, engine: str, size: int | None) -> Settings:
+    from muai_workers.cli.gpus import with_tensor_parallel
+
+    try:
+        return with_tensor_parallel(settings, engine, size)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--tensor-parallel") from None
+
+
+def gpu_groups(settings: Settings, engine: str, gpus: str | None) -> list[tuple[str, ...]]:
+    """The GPUs of each worker of the engine, by what `--gpus` says; none where it says nothing.
+
+    Raises:
+        click.BadParameter: it says nothing that can be.
+    """
     from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus
 
     if gpus is None or not gpus.strip():
@@ -79,24 +106,37 @@ def _visible_gpus() -> Sequence[str]:
     limited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if limited is not None:
         return [part.strip() for part in limited.split(",") if part.strip()]
-    import pynvml
+    from muai_workers.gpus.nvml import count_gpus
 
-    try:
-        pynvml.nvmlInit()  # type: ignore[no-untyped-call]
-        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]  # type: ignore[no-untyped-call]
-    except pynvml.NVMLError:
-        return []
+    return [str(number) for number in range(count_gpus())]
 
 
-def _supervise(invocation: Invocation, engine: str, groups: list[tuple[str, ...]], name: str, slots: int | None) -> int:
+def _supervise(
+    invocation: Invocation,
+    engine: str,
+    groups: list[tuple[str, ...]],
+    name: str | None,
+    options: dict[str, int | None],
+) -> int:
     from muai_workers.up.console import console_for
-    from muai_workers.up.plan import gpu_worker_specs
+    from muai_workers.up.plan import gpu_worker_specs, gpus_of
     from muai_workers.up.supervisor import Supervisor
 
-    grace_s = float(invocation.settings.monitoring.server.graceful_shutdown_timeout)
-    specs = gpu_worker_specs(engine, groups, name, slots, log_level=invocation.log_level)
-    console = console_for(invocation.settings.monitoring.logs.format, plain=True)
-    return Supervisor(specs, console, grace_s=grace_s).run()
+    settings = invocation.settings
+    grace_s = float(settings.monitoring.server.graceful_shutdown_timeout)
+    specs = gpu_worker_specs(engine, groups, name, options, log_level=invocation.log_level)
+    console = console_for(settings.monitoring.logs.format, plain=True)
+    if not settings.monitoring.gpus.enabled:
+        return Supervisor(specs, console, grace_s=grace_s).run()
+    from muai_workers.gpus.watch import GpuWatch
+
+    watch = GpuWatch(settings, {spec.name: gpus_of(spec) for spec in specs}, grace_s)
+    supervisor = Supervisor(specs, console, grace_s=grace_s, warden=watch)
+    watch.start(supervisor.standings)
+    try:
+        return supervisor.run()
+    finally:
+        watch.stop()
 
 
 @click.command()

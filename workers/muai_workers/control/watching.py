@@ -15,6 +15,7 @@ from muai_producers.performance.sampling import SAMPLE_COMMAND, SAMPLE_EVERY_S, 
 from muai_producers.scheduled import TaskRuns
 from muai_producers.store import Store
 from muai_workers.control.scheduling import Deadline, Scheduled, Scheduler
+from muai_workers.gpus.nvml import nvml_library
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -57,7 +58,7 @@ def _sample_here(app: Celery, settings: Settings) -> None:
 
     def start(**_: Any) -> None:
         recorder = recorder_for(settings)
-        offer_sampling(app, settings, recorder)
+        offer_sampling(app, settings, recorder, nvml_library)
 
         def stop(**_: Any) -> None:
             end_sampling(app)

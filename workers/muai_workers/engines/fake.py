@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -77,6 +78,10 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     refuse: tuple[str, ...] = ()
     """Names of models that it says it cannot serve."""
     load_ms: float = 0.0
+    hang_file: str | None = None
+    """Nothing comes of a run while this file says what CUDA_VISIBLE_DEVICES says to this process: its GPU hangs."""
+    model_mb: dict[str, float] = {}
+    """Main memory that each of these models really takes, in millions of bytes."""
 
     @classmethod
     def from_env_value(cls, value: str) -> FakeOptions:
@@ -106,7 +111,8 @@ class FakeEngine:
         self.loads = 0
         """How often a model was really loaded."""
         self._sleep = sleep
-        self._models: dict[str, None] = {}
+        self._models: dict[str, bytes] = {}
+        """What they take, by name."""
         self._lock = threading.Lock()
         self._running: set[str] = set()
         self._conversations: dict[str, set[tuple[str, str]]] = {}
@@ -131,7 +137,8 @@ class FakeEngine:
                 raise ModelLoadError(f"the fake engine was told not to load {spec.name}", {"model": spec.name})
             if self.options.load_ms:
                 self._sleep(self.options.load_ms / 1000)
-            self._models[spec.name] = None
+            # Not zeros: pages that hold nothing else are not there until somebody writes to them.
+            self._models[spec.name] = b"\x01" * self.estimate_memory_bytes(spec)
             self.loads += 1
 
     def unload(self, model: str) -> None:
@@ -143,7 +150,7 @@ class FakeEngine:
             return tuple(self._models)
 
     def estimate_memory_bytes(self, spec: ModelSpec) -> int:
-        return 0
+        return int(self.options.model_mb.get(spec.name, 0.0) * 1_000_000)
 
     def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         self.load(spec)
@@ -159,6 +166,8 @@ class FakeEngine:
                 self._aborted.difference_update(ids)
 
     def _run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
+        while self._hangs():
+            self._sleep(0.02)
         self._misbehave([str(request.inputs) for request in requests])
         latency_ms = self.options.latency_per_request_ms * len(requests) + self.options.latency_per_batch_ms
         if any(self.options.slow_marker in str(request.inputs) for request in requests):
@@ -221,6 +230,15 @@ class FakeEngine:
     def close(self) -> None:
         with self._lock:
             self._models.clear()
+
+    def _hangs(self) -> bool:
+        if self.options.hang_file is None:
+            return False
+        try:
+            named = Path(self.options.hang_file).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return False
+        return named == os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
     def _misbehave(self, texts: Sequence[str]) -> None:
         if any(self.options.kill_marker in text for text in texts):

@@ -151,6 +151,9 @@ def fleet_readings(view: FleetView, settings: Settings) -> Iterator[Reading]:
     loaded = Counter((model, worker.engine) for worker in view.workers for model in worker.models_loaded)
     for labels, count in loaded.items():
         yield instruments.MODELS_LOADED, labels, float(count)
+        model, engine = labels
+        taken = sum(worker.model_bytes.get(model, 0) for worker in view.workers if worker.engine == engine)
+        yield instruments.MODEL_MEMORY, labels, float(taken)
     for gpu in view.gpus:
         yield from _watched_gpu(gpu)
 

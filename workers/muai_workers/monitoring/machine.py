@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -14,10 +12,9 @@ import msgspec
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.guard import guarded
 from muai_producers.monitoring.recorder import Reading, Recorder
+from muai_workers.gpus.nvml import nvml_library
 
 log = logging.getLogger(__name__)
-SIMULATED_GPUS_VARIABLE = "MUAI_TEST_GPUS"
-"""GPUs that are not there, for tests: a list of `GpuReading` as JSON."""
 
 
 class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,30 +38,24 @@ class GpuSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SimulatedGpus:
-    """Always the same."""
-
-    readings: tuple[GpuReading, ...]
-
-    def read(self) -> Sequence[GpuReading]:
-        """See `GpuSource.read`."""
-        return self.readings
-
-
 class NvmlGpus:
-    """NVIDIA's management library. Without it, or without a driver, there are no GPUs."""
+    """NVIDIA's management library. Without it, or without a driver, there are no GPUs.
 
-    def __init__(self) -> None:
+    Args:
+        library: None: the one that is installed, or its simulation.
+    """
+
+    def __init__(self, library: Any = None) -> None:
         self._nvml: Any = None
         try:
-            import pynvml
-
-            pynvml.nvmlInit()  # type: ignore[no-untyped-call]
-            self._nvml = pynvml
+            nvml = nvml_library() if library is None else library
         except ImportError:
             log.debug("nvidia-ml-py is not installed: no metrics of GPUs")
-        except pynvml.NVMLError as error:
+            return
+        try:
+            nvml.nvmlInit()
+            self._nvml = nvml
+        except nvml.NVMLError as error:
             log.debug("no metrics of GPUs: %s", error)
 
     def read(self) -> Sequence[GpuReading]:
@@ -100,19 +91,11 @@ class NvmlGpus:
         return value
 
 
-def gpu_source() -> GpuSource:
-    """The machine's GPUs, or those that a test says there are."""
-    simulated = os.environ.get(SIMULATED_GPUS_VARIABLE)
-    if simulated:
-        return SimulatedGpus(msgspec.json.decode(simulated, type=tuple[GpuReading, ...]))
-    return NvmlGpus()
-
-
 class MachineWatch:
     """Samples this machine; several processes of a machine may, for the page shows the latest reading of each GPU."""
 
     def __init__(self, recorder: Recorder, gpus: GpuSource | None = None) -> None:
-        self._gpus = gpus or gpu_source()
+        self._gpus = gpus or NvmlGpus()
         self._host = socket.gethostname()
         self._psutil: Any = _psutil()
         self._recorder = recorder

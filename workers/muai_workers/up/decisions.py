@@ -66,6 +66,15 @@ class GiveUp:
     reason: str
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A process that must not run for now."""
+
+    reason: str
+    patience_s: float
+    """How long it may take to stop before it is killed."""
+
+
 def after_death(
     policy: RestartPolicy, *, status: int, uptime_s: float, quick_deaths: int, chance: float
 ) -> Restart | GiveUp:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
+from muai_workers.up.decisions import Hold
 from muai_workers.up.plan import ProcessSpec
 
 
@@ -26,6 +27,8 @@ class SupervisedProcess:
     quick_deaths: int = 0
     given_up: str | None = None
     stop_sent_s: float | None = None
+    hold: Hold | None = None
+    """Why it is kept from running, while it is."""
     group: int = 0
     """Its process group, and that of the last run once that has ended."""
 
@@ -59,6 +62,12 @@ class SupervisedProcess:
             self.kill()
             self.popen = None
         return status
+
+    def release(self, now_s: float) -> None:
+        """End its hold: it starts anew, and what it died of before counts no more."""
+        self.hold, self.given_up, self.quick_deaths = None, None, 0
+        if not self.is_running:
+            self.due_s = now_s
 
     def ask_to_stop(self, now_s: float) -> None:
         """Tell the process itself, which knows how to stop what it has started."""

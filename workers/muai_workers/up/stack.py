@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ from muai_workers.up.console import OWN_NAME, SupervisorConsole
 from muai_workers.up.decisions import Role
 from muai_workers.up.embedded_redis import EmbeddedRedis
 from muai_workers.up.observing import Observer
-from muai_workers.up.plan import ProcessSpec, stack_specs
+from muai_workers.up.plan import ProcessSpec, gpus_of, stack_specs
 from muai_workers.up.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from muai_config import Settings
+    from muai_workers.gpus.watch import GpuWatch
 
 BROKER, STATE = "MUAI_BROKER_URL", "MUAI_REDIS_URL"
 HOST = ("monitoring", "server", "host")
@@ -47,6 +48,8 @@ class Wanted:
     exporter: bool = False
     """Whether there is a metrics page, where the configuration has one."""
     log_level: str = "INFO"
+    gpu_groups: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """By engine, the GPUs of each of its workers; an engine that is not there has one worker, which sees them all."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
         variables = addresses.variables(None if embedded is None else embedded.url)
         resolution = resolve_file(None, {**os.environ, **variables})
         settings = resolution.settings
+        suffix = "" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}"
         gateway_host = LOOPBACK if resolution.sources[HOST].kind == "default" else None
         specs = _redis_specs(embedded) + stack_specs(
             wanted.engines,
@@ -112,8 +116,10 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
             exporter=wanted.exporter and settings.monitoring.enabled and settings.monitoring.prometheus.enabled,
             exporter_host=LOOPBACK if resolution.sources[PAGE_HOST].kind == "default" else None,
             log_level=wanted.log_level,
-            suffix="" if addresses.broker is None else f"-{socket.gethostname()}-{os.getpid()}",
+            suffix=suffix,
+            gpu_groups=wanted.gpu_groups,
         )
+        watch = _gpu_watch(settings, specs, suffix)
         observer = Observer(settings)
         supervisor = Supervisor(
             specs,
@@ -122,7 +128,11 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
             gate=(lambda: True) if embedded is None else embedded.is_ready,
             observe=lambda: observer.latest,
             drain=embedded is not None and addresses.broker is None,  # nobody else serves the requests that are there
+            warden=watch,
         )
+        if watch is not None:
+            watch.start(supervisor.standings)
+            held.callback(watch.stop)
         observer.start()
         held.callback(observer.stop)
         note_running(home, RunningStack(os.getpid(), variables))
@@ -133,6 +143,17 @@ def stack(wanted: Wanted, home: Path, console: SupervisorConsole) -> Iterator[tu
             what = "console and API" if settings.gateway.console.enabled else "API"
             console.line(OWN_NAME, f"{what}: {gateway_url(settings, gateway_host)} (once the gateway has started)")
         yield supervisor, settings
+
+
+def _gpu_watch(settings: Settings, specs: Sequence[ProcessSpec], suffix: str) -> GpuWatch | None:
+    """The watch over the GPUs that workers are pinned to; None where none is, or nobody wants it."""
+    from muai_workers.gpus.watch import GpuWatch
+
+    groups = {spec.name: gpus_of(spec) for spec in specs if gpus_of(spec)}
+    if not (groups and settings.monitoring.gpus.enabled):
+        return None
+    grace_s = float(settings.monitoring.server.graceful_shutdown_timeout)
+    return GpuWatch(settings, groups, grace_s, suffix=suffix)
 
 
 def gateway_url(settings: Settings, host: str | None) -> str:

@@ -13,14 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from muai_workers.up import watchdog
 from muai_workers.up.console import OWN_NAME, Row, SupervisorConsole
 from muai_workers.up.decisions import (
     GiveUp,
+    Hold,
     RestartPolicy,
     Role,
     after_death,
@@ -45,6 +47,39 @@ def _nothing_seen() -> Observation | None:
     return None
 
 
+class Warden(Protocol):
+    """Says which processes must not run, such as those whose GPU has failed. Asked several times a second, in the
+    supervisor's thread: it waits for nothing.
+    """
+
+    def holds(self) -> Mapping[str, Hold]:
+        """By process name."""
+        ...
+
+    def remarks(self) -> Sequence[str]:
+        """What there is to say since it was last asked."""
+        ...
+
+
+class NoWarden:
+    """Everything may run."""
+
+    def holds(self) -> Mapping[str, Hold]:
+        return {}
+
+    def remarks(self) -> Sequence[str]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a supervised process stands."""
+
+    pid: int | None
+    """None: it does not run."""
+    given_up: str | None
+
+
 class Supervisor:
     """Runs processes until it is told to stop, or until what is left of them is of no use.
 
@@ -53,6 +88,7 @@ class Supervisor:
         gate: everything but Redis is started once this says yes.
         observe: the latest look at the installation.
         drain: told to stop, wait for what is accepted to be answered before anything but the gateway stops.
+        warden: what it holds is stopped, and started again once it lets go.
     """
 
     def __init__(
@@ -65,6 +101,7 @@ class Supervisor:
         observe: Callable[[], Observation | None] = _nothing_seen,
         drain: bool = False,
         policy: RestartPolicy | None = None,
+        warden: Warden | None = None,
     ) -> None:
         self.processes = [SupervisedProcess(spec) for spec in specs]
         self._console = console
@@ -74,6 +111,7 @@ class Supervisor:
         self._observe = observe
         self._drain = drain
         self._policy = policy or RestartPolicy()
+        self._warden = warden or NoWarden()
         self._pipes = LogPipes()
         self._token = secrets.token_hex(16)
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -89,6 +127,14 @@ class Supervisor:
         """Stop in order; asked a second time, kill. Callable from any thread and from a signal handler."""
         self._num_interrupts += 1
         self._pipes.wake()
+
+    def standings(self) -> dict[str, Standing]:
+        """By process name. Callable from any thread."""
+        found = {}
+        for process in self.processes:
+            popen = process.popen
+            found[process.spec.name] = Standing(None if popen is None else popen.pid, process.given_up)
+        return found
 
     def left_behind(self) -> list[int]:
         """Process groups of what was started, directly or not, and still runs."""
@@ -126,6 +172,7 @@ class Supervisor:
             if status is not None:
                 self._on_death(process, status, now_s)
         if self._stopping_since_s is None:
+            self._heed_warden(now_s)
             self._start_due(now_s)
             self._decide_to_stop(now_s)
         elif self._num_interrupts > 1 and not self._killed:
@@ -137,6 +184,28 @@ class Supervisor:
             self._shown_s = now_s
             self._console.table([self._row(process, now_s) for process in self.processes], self._observe())
         return going_on
+
+    def _heed_warden(self, now_s: float) -> None:
+        for remark in self._warden.remarks():
+            self._say(remark)
+        holds = self._warden.holds()
+        for process in self.processes:
+            hold = holds.get(process.spec.name)
+            if hold is None:
+                if process.hold is not None:
+                    self._say(f"{process.spec.name} may run again")
+                    process.release(now_s)
+                continue
+            if process.hold is None:
+                self._say(f"{process.spec.name} is stopped: {hold.reason}")
+                process.ask_to_stop(now_s)
+            process.hold, process.due_s = hold, None
+            stop_sent_s = process.stop_sent_s
+            if process.is_running and stop_sent_s is not None and now_s - stop_sent_s > hold.patience_s:
+                # Once: a process that waits for a broken device cannot even be killed before that answers.
+                self._say(f"{process.spec.name} does not stop: killing it")
+                process.kill()
+                process.stop_sent_s = None
 
     def _start_due(self, now_s: float) -> None:
         for process in self.processes:
@@ -164,6 +233,11 @@ class Supervisor:
         name = process.spec.name
         if self._stopping_since_s is not None:
             self._say(f"{name} stopped ({describe_status(status)})")
+            return
+        if process.hold is not None or process.stop_sent_s is not None:
+            # Stopped because it was held; where it was let go of meanwhile, it starts at once.
+            self._say(f"{name} stopped ({describe_status(status)})")
+            process.due_s = None if process.hold is not None else now_s
             return
         decision = after_death(
             self._policy,
@@ -245,6 +319,8 @@ class Supervisor:
         )
 
     def _state(self, process: SupervisedProcess, now_s: float) -> str:
+        if process.hold is not None:
+            return "held, stopping" if process.is_running else "held"
         if process.given_up is not None:
             return "given up"
         if not process.is_running:
@@ -268,7 +344,11 @@ class Supervisor:
             if process.is_running and process.spec.role is not Role.REDIS:
                 process.kill()
                 assert process.popen is not None
-                process.popen.wait()
+                try:
+                    process.popen.wait(KILL_MARGIN_S)
+                except subprocess.TimeoutExpired:
+                    # One that waits for a broken device is not to be had, not even by SIGKILL.
+                    self._say(f"{process.spec.name} (pid {process.popen.pid}) cannot be killed: its device holds it")
         for process in self.processes:
             if process.is_running and process.spec.role is Role.REDIS:
                 assert process.popen is not None
