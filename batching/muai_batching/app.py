@@ -14,6 +14,7 @@ from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
+from muai_batching.own_queues import Janitor, own_queues_of
 from muai_batching.serving import QuietConsumer, serve
 from muai_batching.shards import ShardLeases
 from muai_batching.watcher import FleetWatcher
@@ -21,7 +22,7 @@ from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
-from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
+from muai_producers.fleet import CollectorRecord, Fleet, FleetView, Notice
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.performance.recorder import recorder_for
@@ -120,7 +121,8 @@ class CollectorConsumer(QuietConsumer):
             leases if num_shards > 1 else None,
             lambda: self._record,
             lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
-            lambda done: self.hub.call_soon(self._on_batch_done, done),
+            lambda notice: self.hub.call_soon(self._on_notice, notice),
+            Janitor(own_queues_of(settings), Fleet(watched_store)),
         )
         self._watcher.start()
 
@@ -145,9 +147,9 @@ class CollectorConsumer(QuietConsumer):
             self.cancel_task_queue(shard_queue(shard))
         self._consumed_shards = held
 
-    def _on_batch_done(self, done: BatchDone) -> None:
+    def _on_notice(self, notice: Notice) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(done)
+        self.collector.on_notice(notice)
         # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
         self._tick()
 
