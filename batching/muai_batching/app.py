@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -107,6 +109,8 @@ class CollectorConsumer(QuietConsumer):
         self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
+        self._news: deque[Callable[[], None]] = deque()
+        self._is_record_due = False
         self._record = CollectorRecord(
             name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()
         )
@@ -120,8 +124,8 @@ class CollectorConsumer(QuietConsumer):
             ALL_ENGINES,
             leases if num_shards > 1 else None,
             lambda: self._record,
-            lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
-            lambda notice: self.hub.call_soon(self._on_notice, notice),
+            lambda view, held: self._hear(lambda: self._on_fleet(view, held)),
+            lambda notice: self._hear(lambda: self._on_notice(notice)),
             Janitor(own_queues_of(settings), Fleet(watched_store)),
         )
         self._watcher.start()
@@ -130,6 +134,24 @@ class CollectorConsumer(QuietConsumer):
         assert self.collector is not None
         self.collector.on_settings(settings)
 
+    def _hear(self, news: Callable[[], None]) -> None:
+        """Have the event loop told something; called from the watcher's thread.
+
+        The hub runs what is scheduled for one turn of it in any order, and on AMQP not before its next event. A batch
+        must not leave by an older picture of the fleet than there is, so each tick takes in all news first.
+        """
+        self._news.append(news)
+        self.hub.call_soon(self._on_news)
+
+    def _on_news(self) -> None:
+        if self._news:
+            # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
+            self._tick()
+
+    def _take_in_news(self) -> None:
+        while self._news:
+            self._news.popleft()()
+
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
         self.collector.on_fleet(view)
@@ -137,8 +159,7 @@ class CollectorConsumer(QuietConsumer):
             self._consume_shards(held)
             self.collector.on_shards(held)
         self.collector.sweep()
-        self._tick()
-        self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
+        self._is_record_due = True
 
     def _consume_shards(self, held: frozenset[int]) -> None:
         for shard in held - self._consumed_shards:
@@ -150,8 +171,6 @@ class CollectorConsumer(QuietConsumer):
     def _on_notice(self, notice: Notice) -> None:
         assert self.collector is not None
         self.collector.on_notice(notice)
-        # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
-        self._tick()
 
     def _schedule_tick(self) -> None:
         if not self._tick_scheduled:
@@ -164,7 +183,11 @@ class CollectorConsumer(QuietConsumer):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._take_in_news()
         delay_s = self.collector.tick()
+        if self._is_record_due:
+            self._is_record_due = False
+            self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
         self._pause_or_go_on()
         if delay_s == 0.0:
             # Through the timer, so that the loop reads its sockets in between.
