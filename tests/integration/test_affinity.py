@@ -13,6 +13,8 @@ from tests.chaos.brokers import RabbitNode, RedisServer
 from tests.chaos.stack import Stack
 from tests.transport_support import wait_until
 
+from muai_batching.own_queues import own_queues_of
+from muai_config.queues import OWN_EXCHANGE
 from muai_producers.conversations import conversation_of
 from muai_producers.fleet import Fleet, WorkerRecord
 from muai_producers.wire import InferenceRequest, InferenceResult
@@ -59,6 +61,14 @@ class Talk:
 
     def await_run_of(self, turn: str) -> None:
         wait_until(lambda: self.runs_of([turn]), what="the turn to run")
+
+    def close(self, queue: str) -> None:
+        """End the sending to an own queue, and tell nobody."""
+        if isinstance(self.stack.broker, RabbitNode):
+            with self.stack.broker.connect() as connection:
+                connection.channel().queue_unbind(queue, OWN_EXCHANGE, queue)
+        else:
+            assert own_queues_of(self.stack.settings).shut(queue, "fake") == 0
 
     def is_closed(self, queue: str) -> bool:
         """Whether an own queue is out of the books and gone from the broker."""
@@ -161,3 +171,16 @@ def test_given_turns_in_a_worker_s_own_queue_when_it_is_told_to_end_then_they_ar
     assert sorted(talk.runs_of(waiting)) == sorted(waiting)
     wait_until(lambda: talk.is_closed(queue), 30.0, "the queue to be closed")
     process.wait_ready()
+
+
+def test_given_a_queue_that_was_closed_under_a_live_worker_then_its_turns_go_elsewhere_and_the_worker_goes_on(
+    talk: Talk,
+) -> None:
+    talk.answers(talk.say("refused", "hello"))
+    queue, worker = talk.pin("refused"), talk.workers()[talk.pin("refused")].name
+    talk.close(queue)
+    # By whichever worker, and through the engine's queue.
+    results = talk.answers([turn for number in range(12) for turn in talk.say("refused", f"turn {number}")])
+    others = talk.answers([turn for number in range(12) for turn in talk.say(f"new {number}", "SLEEP:0.1")])
+    assert len(results) == 12
+    assert worker in {result.metadata["worker"] for result in (*results, *others)}

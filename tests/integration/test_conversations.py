@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ResponseError
 from tests.integration.test_collector import Bench
 from tests.requests import a_request
-from tests.transport_support import OwnRedis
+from tests.transport_support import OwnRedis, wait_until
 
 from muai_batching.own_queues import Janitor, own_queues_of
 from muai_batching.transport.keys import StateKeys
@@ -21,6 +21,7 @@ from muai_producers.monitoring.instruments import CONVERSATION_TURNS
 from muai_producers.monitoring.recorder import recorder
 from muai_producers.store import Pins, Store, failure_answer
 from muai_producers.wire import Batch
+from muai_workers.announcing import Announcer
 
 pytestmark = pytest.mark.redis
 MODELS = {"llm": {"task": "text-generation", "source": "hub:none", "engines": ["pytorch"]}}
@@ -236,3 +237,22 @@ def test_given_turns_that_went_each_way_then_they_are_counted(chats: Chats) -> N
     counted = recorder.take().counters
     ways = ("pinned", "spilled", "repinned", "new")
     assert [counted.get((CONVERSATION_TURNS.name, ("llm", way))) for way in ways] == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_given_a_worker_whose_queue_was_closed_while_it_was_silent_then_its_next_sign_of_life_opens_it(
+    clean_redis: OwnRedis, muai_settings: Settings, store: Store
+) -> None:
+    client, queues, fleet = clean_redis.client, own_queues_of(muai_settings), Fleet(store)
+    record = WorkerRecord(name="w", engine="pytorch", slots=1, queue=OWN[0])
+    announcer = Announcer(fleet, lambda: record, own_queues_of(muai_settings))
+    announcer.start()
+    wait_until(lambda: fleet.view([]).own_queues, what="the announcement")
+    assert queues.shut(OWN[0], "pytorch") == 0
+    fleet.forget_own_queue(OWN[0])
+    assert client.type(OWN[0]) == b"string"
+    wait_until(lambda: client.type(OWN[0]) == b"none", what="the queue to be opened again")
+    client.lpush(OWN[0], "waits")
+    announcer.stop()
+    assert client.lrange("engine.pytorch", 0, -1) == [b"waits"]
+    assert fleet.view([]).own_queues == {}
+    queues.close()
