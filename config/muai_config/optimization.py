@@ -324,6 +324,24 @@ class CacheSettings(Section):
     )
 
 
+class AffinitySettings(Section):
+    enabled: bool = setting(
+        True,
+        describe="Whether the turns of a conversation run one after the other, and at the worker that keeps its keys "
+        "and values while that one lives and has room.",
+    )
+    spill_load: float = setting(
+        1.5,
+        gt=0.0,
+        le=1000.0,
+        unit="batches per slot",
+        example=3.0,
+        reloadable=True,
+        describe="Unfinished batches in a worker's own queue, for each of its slots, from which on the turns of its "
+        "conversations go to any worker of the engine that is idle.",
+    )
+
+
 class TunerSettings(Section):
     enabled: bool = setting(
         False,
@@ -422,4 +440,5 @@ class OptimizationSettings(Section):
     pytorch: PyTorchSettings = section(PyTorchSettings, "The PyTorch engine: every model, the last of every chain.")
     batcher: BatcherSettings = section(BatcherSettings, "How requests are grouped into batches.")
     cache: CacheSettings = section(CacheSettings, "The key and value cache that later turns of a chat reuse.")
+    affinity: AffinitySettings = section(AffinitySettings, "Which worker the turns of a conversation go to.")
     tuner: TunerSettings = section(TunerSettings, "Automatic adjustment to the load.")
