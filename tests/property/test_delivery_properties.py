@@ -69,7 +69,7 @@ class World:
         self.wall_s, self.monotonic_s = 1_000_000.0, 0.0
         self.down = False
         self.last_tag = 0
-        self.client, self.keys = None, _Keys()
+        self.client, self.keys, self.result_ttl_s = None, _Keys(), 3600
 
     # the dispatcher's part
 
