@@ -78,7 +78,12 @@ def test_given_a_change_then_it_is_a_version_that_the_gateway_works_by_and_says_
     assert shown.json()["version"]["why"] == "larger GPUs"
     assert shown.headers["etag"] == '"1"'
     wait_until(lambda: [one["version"] for one in ops.get(CONFIG).json()["processes"]] == [1], what="the gateway")
-    assert number_of(ops.patch(CONFIG, json={"set": {SIZE: 64}})) == 1, "what changes nothing is no version"
+    ops.patch(CONFIG, json={"set": {"monitoring.server.queue_capacity": 77}})
+    wait_until(
+        lambda: httpx.get(f"{stack.url}/health").json()["queue_capacity"] == 77, what="health by the new capacity"
+    )
+    assert ops.get("/v1/console/overview").json()["capacity"] == 77
+    assert number_of(ops.patch(CONFIG, json={"set": {SIZE: 64}})) == 2, "what changes nothing is no version"
 
 
 def test_given_keys_to_set_and_others_to_let_go_then_both_are_one_version(ops: httpx.Client) -> None:

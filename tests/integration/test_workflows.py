@@ -18,6 +18,8 @@ from tests.transport_support import OwnRedis, wait_until
 from muai_config import build_settings, celery_settings
 from muai_producers.client import InferenceClient
 from muai_producers.errors import DeadlineExceededError, InvalidRequestError, QueueFullError, RequestCancelledError
+from muai_producers.runtime_config.editing import ConfigEditor
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.workflows import ChatGenerateWorkflow, Orchestrator, RAGQAWorkflow
 from muai_producers.workflows.history import RedisHistory
 from muai_producers.workflows.index import PassageIndex
@@ -238,6 +240,11 @@ def test_more_runs_than_the_capacity_are_refused(stack: GatewayStack, client: In
         with pytest.raises(QueueFullError, match="2 of 2 workflow runs"):
             runs.submit("chat", {"message": "a"})
         stack.redis.client.zadd("other:workflows", {"r0": time.time() - 120})
+        assert runs.submit("chat", {"message": "a"})
+        with pytest.raises(QueueFullError):
+            runs.submit("chat", {"message": "a"})
+        ConfigEditor(settings, ConfigVersions(other.store)).set({"monitoring.server.queue_capacity": 9}, by="ada")
+        other.submit("embedder", "a")  # a client looks for changes when it submits
         assert runs.submit("chat", {"message": "a"})
 
 

@@ -134,6 +134,7 @@ class Gateway:
     def start(self) -> None:
         """Belong to the running event loop."""
         self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self.live.subscribe(self.console.on_settings, self.live.started_with)
         self._follower.start()
         self._follower.take_sighup()
         self.hub.start()
