@@ -31,6 +31,9 @@ class Fleet:
     seed: int = 1
     noise: float = 0.05
     now_s: float = 0.0
+    room: int = 1_000_000
+    """Requests that the collector holds at most; the rest wait at the broker, and have not arrived for its figures."""
+    broker: deque[float] = field(default_factory=deque)
     waiting: deque[float] = field(default_factory=deque)
     """When each request came that waits for its batch."""
     ready: deque[tuple[float, list[float]]] = field(default_factory=deque)
@@ -62,14 +65,22 @@ class Fleet:
                 break
             self.now_s = moment_s
             if moment_s == self.next_s:
-                self.waiting.append(moment_s)
-                tally.counters["arrived"] += 1
+                self.broker.append(moment_s)
                 self.next_s = moment_s + self.random.expovariate(rate)
             elif moment_s == ends_s:
                 self._finish(heapq.heappop(self.running), tally)
+            while self.broker and len(self.waiting) < self.room:
+                self.waiting.append(self.broker.popleft())
+                tally.counters["arrived"] += 1
             self._send(policy)
         self.now_s = end_s
         return tally
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that came and are not answered."""
+        formed = sum(len(batch[-1]) for batch in (*self.ready, *self.running))
+        return len(self.broker) + len(self.waiting) + formed
 
     def _send(self, policy: BatchPolicy) -> None:
         while self.waiting:
@@ -179,6 +190,7 @@ class Simulation:
             slots=self.fleet.slots,
             adaptive=self.fleet.adaptive,
             incident=self.incident,
+            in_flight=self.fleet.in_flight,
         )
 
     def decide(self) -> Step:

@@ -53,6 +53,21 @@ def test_given_a_load_that_steps_up_and_down_then_goodput_is_near_the_best_withi
         assert run.changes(last=5) <= 1, (rate, run.events)
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_given_more_than_the_collector_takes_in_then_what_waits_at_the_broker_counts_too(seed: int) -> None:
+    """Else the load would seem to be what is served, and a step just larger than that would seem enough."""
+    tuned = Simulation(Fleet(seed=seed, room=64), rules(TARGET_MS), values(2))
+    tuned.go(5, LOW)
+    run = tuned.go(INTERVALS, HIGH)
+    assert min(run.in_time[10:]) >= 0.95 * best_share(True, HIGH), (run.in_time, run.values, run.events)
+    assert run.changes(last=5) <= 1
+    place = tuned.state.place
+    assert place is not None
+    assert place.level == 7, "the power of two nearest to 100, not to what is served"
+    back = tuned.go(INTERVALS, LOW)
+    assert min(back.in_time[10:]) >= 0.95 * best_share(True, LOW)
+
+
 def test_given_no_tuner_then_the_same_load_is_lost() -> None:
     untuned = Fleet(seed=1)
     assert in_time_share(untuned, HIGH, values(4), TARGET_MS) < 0.2, "else the test above would show nothing"

@@ -13,8 +13,8 @@ from typing import Literal
 import msgspec
 
 from muai_workers.tuning.comparing import Sample, chance_of_rise
-from muai_workers.tuning.measuring import is_of, measured, place_of
-from muai_workers.tuning.proposing import MIN_GAIN, Move, bounds_of, move_to, moves, situation_of
+from muai_workers.tuning.measuring import is_of, measured, place_of, uncollected, with_uncollected
+from muai_workers.tuning.proposing import MIN_GAIN, PATIENCE, Move, bounds_of, move_to, moves, situation_of
 from muai_workers.tuning.records import (
     PARAMETERS,
     Knowledge,
@@ -42,6 +42,8 @@ RATE_GAIN = 0.03
 MORE_FAILURES = 0.02
 MAX_PROLONGED = 1
 FORGET_S = 86_400.0
+MAX_GAP = 3
+"""Intervals after which what was in flight at the last decision says nothing any more."""
 ALERT = "alert "
 """What the reason of an incident begins with."""
 ALLOWED_LATE_S = 1.0
@@ -82,9 +84,23 @@ def advance(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Step
         return _held(state, look, rules, events)
     if look.now_s < state.due_s - ALLOWED_LATE_S:
         return Step(state=state, events=events)
+    state, look = _counted(state, look, rules)
     state = msgspec.structs.replace(state, due_s=look.now_s + rules.interval_s, holding="")
     step = _decided(state, look, recall, rules)
     return msgspec.structs.replace(step, events=(*events, *step.events))
+
+
+def _counted(state: TunerState, look: Look, rules: Rules) -> tuple[TunerState, Look]:
+    """The look with all that came, also while more waits at the broker than collectors take in."""
+    replace = msgspec.structs.replace
+    known, now_s = state.uncollected, look.now_s
+    is_recent = now_s - state.looked_s <= MAX_GAP * rules.interval_s
+    if look.in_flight is not None and state.in_flight is not None and is_recent:
+        found = uncollected(look.stretches, (state.looked_s, state.in_flight), (now_s, look.in_flight))
+        known = known if found is None else (*known, found)
+    known = tuple(one for one in known if one.to_s >= now_s - rules.window_s - rules.interval_s)
+    state = replace(state, in_flight=look.in_flight, looked_s=now_s, uncollected=known)
+    return state, replace(look, stretches=with_uncollected(look.stretches, known))
 
 
 def stand_down(state: TunerState, look: Look, still_tuned: Collection[Parameter] = ()) -> Step:
@@ -165,7 +181,10 @@ def _decided(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Ste
             else Step(state=idle)
         )
     if place != state.place:
-        return _moved(state, look, place, recall, rules)
+        if state.trial is None or not (state.trial.before.behind and measured(recent, rules.target_ms).behind):
+            return _moved(state, look, place, recall, rules)
+        # Behind before and after: what counts is how many are served, and that does not hang on how many come.
+        state = replace(state, place=place)
     if state.trial is not None:
         return _judged(state, state.trial, look, place, recall, rules)
     return _tried(state, look, place, recall(place), _valid(look, state.since_s, place, rules), rules)
@@ -179,14 +198,15 @@ def _moved(state: TunerState, look: Look, place: Place, recall: Recall, rules: R
     known = recall(place) or _nearest(place, recall)
     stretches = _valid(look, look.now_s - rules.interval_s - 1.0, place, rules)
     before = measured(stretches, rules.target_ms)
-    if before.behind and known is not None and known.best.batch_size < base.batch_size:
+    smaller = before.behind and known is not None and known.best.batch_size < base.batch_size
+    if smaller and situation_of(stretches, rules.target_ms).drains_in_s <= PATIENCE * rules.interval_s:
         # What has piled up under another load is still to be worked off: that wants what this load alone would not.
         return Step(state=replace(state, place=came_from, holding="what has piled up is worked off first"))
     undone = Step(state=state)
     if state.trial is not None:
         undone = _undone(state, look, "taken back unjudged: the load has changed")
         base = state.trial.old
-    wanted = base if known is None else _bounded(known.best, look, rules)
+    wanted = base if known is None or smaller else _bounded(known.best, look, rules)
     if wanted != base:
         move = move_to(base, wanted, f"what did best for {place}")
         return _begun(undone, look, place, _trial(move, base, look, before, recalled=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muai_config.engines import ALL_ENGINES
 from muai_config.errors import Source
@@ -92,6 +92,8 @@ class TunerLook:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._client: Any = store.client
+        self._inflight = store.keys.inflight
         self._versions = ConfigVersions(store)
         self._alerts = AlertStore(store)
         self._fleet = Fleet(store)
@@ -135,6 +137,7 @@ class TunerLook:
             model=leading.model,
             engine=leading.engine,
             device=_device(view, leading.engine),
+            in_flight=int(self._client.hlen(self._inflight)),
             slots=max(1, sum(worker.slots for worker in workers)),
             memory_percent=0.0 if leading.engine in OWN_MEMORY else self._memory_percent(),
             quantized=settings.optimization.onnx.enable_quantization if leading.engine == "onnx" else None,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from msgspec.structs import replace
+
 from muai_producers.performance.bins import middle_ms
 from muai_producers.performance.report import is_own_fault
 from muai_producers.performance.series import ATTEMPT, ERROR, Tally
 from muai_workers.tuning.comparing import sample_of
-from muai_workers.tuning.records import Look, Measured, Place, Stretch
+from muai_workers.tuning.records import Look, Measured, Place, Stretch, Uncollected
 
 SPEED_WEIGHT = 0.1
 """What an answer at the last moment is worth less than an instant one. So settings that answer the same number in time
@@ -20,6 +22,7 @@ load between two levels would count as a change at every look."""
 SAME_LEVEL = 1.3
 """Powers of two within which a stretch belongs to a level: single stretches scatter more than what they add up to."""
 MIN_REQUESTS = 20
+NOTICEABLE_SHARE = 0.2
 
 
 def stretch_of(tally: Tally, start_s: float, length_s: float, target_ms: float) -> Stretch:
@@ -108,6 +111,36 @@ def place_of(look: Look, recent: Sequence[Stretch], before: Place | None) -> Pla
 def is_of(stretch: Stretch, place: Place) -> bool:
     """Whether a stretch's load is of the place's level."""
     return stretch.arrived > 0 and abs(math.log2(stretch.rate) - place.level) < SAME_LEVEL
+
+
+def with_uncollected(stretches: Sequence[Stretch], known: Sequence[Uncollected]) -> tuple[Stretch, ...]:
+    """The stretches with what really came, where collectors have counted what they took in."""
+    return tuple(_with_arrivals(stretch, known) for stretch in stretches)
+
+
+def _with_arrivals(stretch: Stretch, known: Sequence[Uncollected]) -> Stretch:
+    middle_s = stretch.start_s + stretch.length_s / 2
+    rate = next((one.rate for one in known if one.from_s <= middle_s < one.to_s), 0.0)
+    return replace(stretch, arrived=max(0, round(stretch.arrived + rate * stretch.length_s))) if rate else stretch
+
+
+def uncollected(stretches: Sequence[Stretch], before: tuple[float, int], now: tuple[float, int]) -> Uncollected | None:
+    """What came and was not collected between two moments, by how many more are in flight than came and did not end;
+    None where that is within what figures that are seconds late can be wrong by.
+
+    Args:
+        before: the moment, and how many were in flight then.
+    """
+    within = [one for one in stretches if one.start_s >= before[0] - one.length_s / 2]
+    seconds, took_s = sum(one.length_s for one in within), now[0] - before[0]
+    if seconds <= 0.0 or took_s <= 0.0:
+        return None
+    arrived = sum(one.arrived for one in within) / seconds
+    ended = sum(one.ended for one in within) / seconds
+    rate = (now[1] - before[1]) / took_s - (arrived - ended)
+    if abs(rate) < NOTICEABLE_SHARE * max(arrived, ended, MIN_REQUESTS / took_s):
+        return None
+    return Uncollected(from_s=before[0], to_s=now[0], rate=rate)
 
 
 def fitted(stretches: Iterable[Stretch]) -> tuple[float, float] | None:

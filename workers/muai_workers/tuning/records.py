@@ -165,6 +165,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """In use by anybody: of the fullest GPU, or of the fullest host where there are none."""
     quantized: bool | None = None
     """Whether the model runs with small weights; None where the engine has none."""
+    in_flight: int | None = None
+    """Requests accepted and not answered, wherever they wait; None where nobody has counted them."""
     cache: CacheLook | None = None
     """None where no worker keeps conversations."""
     incident: str = ""
@@ -216,6 +218,15 @@ def move_name(old: Values, new: Values) -> str:
     return "; ".join(f"{name} {old.of(name)}>{new.of(name)}" for name in old.changes_to(new))
 
 
+class Uncollected(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests a second came to the broker and not to a collector, whose memory is bounded; below 0: were
+    collected of those that had piled up there."""
+
+    from_s: float
+    to_s: float
+    rate: float
+
+
 class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
     """What was learnt of one place."""
 
@@ -241,6 +252,11 @@ class TunerState(msgspec.Struct, frozen=True, kw_only=True):
     advice: str = ""
     originals: dict[Parameter, int | None] = {}
     """What the tuner found of the keys that it has changed: the runtime configuration's value, or None for none."""
+    in_flight: int | None = None
+    """At the last decision."""
+    looked_s: float = 0.0
+    """When that was."""
+    uncollected: tuple[Uncollected, ...] = ()
     holding: str = ""
     """Why nothing is done now."""
 
