@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.figures import (
+    advice,
     conversations,
     http,
     memory,
@@ -32,6 +33,7 @@ FIGURES: dict[str, Measurement] = {
     "vllm": vllm.MEASUREMENT,
     "tracing": tracing.MEASUREMENT,
     "tuning": tuning.MEASUREMENT,
+    "advice": advice.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]
