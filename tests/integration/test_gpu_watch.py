@@ -40,9 +40,9 @@ def fleet(store: Store) -> Fleet:
 def make(muai_settings: Settings, gpus: SimulatedGpus) -> Iterator[Make]:
     made: list[GpuWatch] = []
 
-    def make_watch(settings: Settings = muai_settings) -> GpuWatch:
+    def make_watch(settings: Settings = muai_settings, groups: dict[str, tuple[str, ...]] = GROUPS) -> GpuWatch:
         reader = GpuReader(["0", "1", "2"], lambda: SimulatedNvml.of_file(gpus.file))
-        made.append(GpuWatch(settings, GROUPS, GRACE_S, reader))
+        made.append(GpuWatch(settings, groups, GRACE_S, reader))
         return made[-1]
 
     yield make_watch
@@ -75,6 +75,21 @@ def test_given_a_gpu_of_a_group_that_fails_then_their_worker_is_held_and_all_are
     assert records["1"].uuid == "GPU-1", "its name and id are those of before"
     assert records["1"].memory_total_bytes is None
     assert records["2"].worker == f"w-gpu2@{socket.gethostname()}"
+
+
+def test_given_a_gpu_that_two_workers_share_then_an_error_of_it_stops_both(
+    make: Make, gpus: SimulatedGpus, fleet: Fleet
+) -> None:
+    watch = make(groups={"onnx-gpu0": ("0",), "pytorch-gpu0": ("0",), "onnx-gpu1": ("1",)})
+    watch.look({}, 0.0, 1000.0)
+    gpus.report(0, 48)
+    watch.look({}, 2.0, 1002.0)
+    assert set(watch.holds()) == {"onnx-gpu0", "pytorch-gpu0"}
+    assert sorted(record.worker.partition("@")[0] for record in raw(fleet)) == [
+        "onnx-gpu0",
+        "onnx-gpu1",
+        "pytorch-gpu0",
+    ]
 
 
 def test_given_a_worker_that_gets_nothing_done_then_its_gpu_hangs_and_it_is_killed_soon(

@@ -263,6 +263,8 @@ def test_given_any_failure_then_the_next_look_tells_it_of_that_gpu_alone_and_it_
     watched.look(2.0)
     assert watched.cases[which].state == "failed"
     assert watched.cases[which].reason
+    if "xids" in failure:
+        assert watched.cases[which].last_xid == failure["xids"][0]  # type: ignore[index]
     assert [case.state for index, case in enumerate(watched.cases) if index != which] == ["ok"] * (number - 1)
     watched.change(which, lost=False, rows_failed=False, recovery_action=0, temperature_c=40, ecc_uncorrected=0)
     watched.look(RULES.quarantine_s - 0.1)

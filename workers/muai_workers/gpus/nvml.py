@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from muai_workers.gpus.simulated import FILE_VARIABLE, SimulatedNvml
 
 log = logging.getLogger(__name__)
+MOST_EVENTS = 1000
+"""Of one GPU at one look."""
 Value = TypeVar("Value")
 
 
@@ -89,7 +91,10 @@ class GpuReader:
         self._gpus = tuple(gpus)
         self._library = library
         self._nvml: Any = None
-        self._events: Any = None
+        self._events: dict[str, Any] = {}
+        """A set for each GPU, where it can be heard: one that is lost spoils the set that it is in."""
+        self._deaf: set[str] = set()
+        """GPUs of which it was said that they cannot be heard."""
         self._known: dict[str, tuple[str, str]] = {}
         """UUID and name of each, which a GPU that is lost no longer tells."""
 
@@ -107,18 +112,17 @@ class GpuReader:
         except nvml.NVMLError as error:
             self.close()
             raise NoDriverError(f"the NVIDIA driver does not answer: {error}") from error
-        xids = self._reported()
-        return [self._read_one(gpu, xids) for gpu in self._gpus]
+        return [self._read_one(gpu) for gpu in self._gpus]
 
     def close(self) -> None:
         """Let go of the library."""
-        nvml, events = self._nvml, self._events
-        self._nvml = self._events = None
+        nvml = self._nvml
         if nvml is None:
             return
+        for gpu in list(self._events):
+            self._stop_listening(gpu)
+        self._nvml = None
         try:
-            if events is not None:
-                nvml.nvmlEventSetFree(events)
             nvml.nvmlShutdown()
         except nvml.NVMLError as error:
             log.debug("closing NVML: %s", error)
@@ -133,48 +137,64 @@ class GpuReader:
         except nvml.NVMLError as error:
             raise NoDriverError(f"there is no NVIDIA driver: {error}") from error
         self._nvml = nvml
-        try:
-            self._events = nvml.nvmlEventSetCreate()
-        except nvml.NVMLError as error:
-            log.warning("errors that the driver reports (XIDs) cannot be heard of: %s", error)
-            return
-        for gpu in self._gpus:
-            try:
-                nvml.nvmlDeviceRegisterEvents(self._handle(gpu), nvml.nvmlEventTypeXidCriticalError, self._events)
-            except nvml.NVMLError as error:
-                log.warning("errors that the driver reports of GPU %s (XIDs) cannot be heard of: %s", gpu, error)
 
     def _handle(self, gpu: str) -> Any:
         if gpu.isdigit():
             return self._nvml.nvmlDeviceGetHandleByIndex(int(gpu))
         return self._nvml.nvmlDeviceGetHandleByUUID(gpu)
 
-    def _reported(self) -> dict[str, list[int]]:
-        """Errors since the look before, by the GPU's UUID. Waits for nothing."""
-        nvml, found = self._nvml, dict[str, list[int]]()
-        while self._events is not None:
+    def _listen(self, gpu: str, handle: Any) -> None:
+        """Hear of the GPU's events from now on."""
+        nvml = self._nvml
+        if gpu not in self._events:
             try:
-                event = nvml.nvmlEventSetWait_v2(self._events, 0)
+                events = nvml.nvmlEventSetCreate()
+                nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+            except nvml.NVMLError as error:
+                if gpu not in self._deaf:
+                    log.warning("errors that the driver reports of GPU %s (XIDs) cannot be heard of: %s", gpu, error)
+                self._deaf.add(gpu)
+                return
+            self._events[gpu] = events
+
+    def _stop_listening(self, gpu: str) -> None:
+        events = self._events.pop(gpu, None)
+        if events is not None:
+            try:
+                self._nvml.nvmlEventSetFree(events)
+            except self._nvml.NVMLError as error:
+                log.debug("letting go of GPU %s's events: %s", gpu, error)
+
+    def _reported(self, gpu: str) -> tuple[int, ...]:
+        """Errors of the GPU since the look before. Waits for nothing."""
+        nvml, events, found = self._nvml, self._events.get(gpu), list[int]()
+        while events is not None and len(found) < MOST_EVENTS:
+            try:
+                event = nvml.nvmlEventSetWait_v2(events, 0)
                 if event.eventType & nvml.nvmlEventTypeXidCriticalError:
-                    found.setdefault(_text(nvml.nvmlDeviceGetUUID(event.device)), []).append(int(event.eventData))
+                    found.append(int(event.eventData))
             except nvml.NVMLError_Timeout:
                 break
             except nvml.NVMLError as error:
-                log.warning("hearing of errors that the driver reports: %s", error)
+                log.debug("hearing of GPU %s: %s", gpu, error)
                 break
-        return found
+        return tuple(found)
 
-    def _read_one(self, gpu: str, xids: dict[str, list[int]]) -> Vitals:
+    def _read_one(self, gpu: str) -> Vitals:
         nvml = self._nvml
         uuid, name = self._known.get(gpu, (gpu, ""))
+        xids = self._reported(gpu)  # what it said before it was lost, first
         try:
             handle = self._handle(gpu)
             uuid = _text(nvml.nvmlDeviceGetUUID(handle))
             name = _text(nvml.nvmlDeviceGetName(handle))
             self._known[gpu] = uuid, name
-            return self._ask(gpu, uuid, name, handle, tuple(xids.get(uuid, ())))
+            vitals = self._ask(gpu, uuid, name, handle, xids)
+            self._listen(gpu, handle)
         except nvml.NVMLError as error:
-            return Vitals(gpu=gpu, uuid=uuid, name=name, lost=str(error), xids=tuple(xids.get(uuid, ())))
+            self._stop_listening(gpu)  # once it is back it is another device to the driver
+            return Vitals(gpu=gpu, uuid=uuid, name=name, lost=str(error), xids=xids)
+        return vitals
 
     def _ask(self, gpu: str, uuid: str, name: str, handle: Any, xids: tuple[int, ...]) -> Vitals:
         nvml, told = self._nvml, self._told

@@ -59,7 +59,7 @@ class GpuWatch:
     Args:
         groups: the GPUs of each worker, by the name of its process.
         grace_s: how long a worker that is stopped may take for what it runs.
-        reader: reads them, in the order of `groups`; None: from NVML.
+        reader: reads them; None: from NVML.
         suffix: what the workers' names in the fleet have beside those of their processes.
     """
 
@@ -78,7 +78,8 @@ class GpuWatch:
         self._host = socket.gethostname()
         self._suffix = suffix
         self._watched = [_Watched(gpu, worker) for worker, group in groups.items() for gpu in group]
-        self._reader = reader or GpuReader([one.gpu for one in self._watched])
+        # Each once, though several workers may have it: an error that the driver reports is told one time.
+        self._reader = reader or GpuReader(list(dict.fromkeys(one.gpu for one in self._watched)))
         self._client = state_client(settings.queue.state_url, timeout_s=2.0, retries=0)
         self._fleet = Fleet(Store(self._client, prefix=settings.queue.key_prefix))
         self._last_looks: dict[str, WorkerLook] = {}
@@ -144,11 +145,12 @@ class GpuWatch:
         """
         looks = self._looks(standings)
         try:
-            vitals: Sequence[Vitals | None] = self._reader.read()
+            by_gpu = {vitals.gpu: vitals for vitals in self._reader.read()}
             blind = ""
         except NoDriverError as error:
-            vitals, blind = [None] * len(self._watched), str(error)
-        for one, told in zip(self._watched, vitals, strict=True):
+            by_gpu, blind = {}, str(error)
+        for one in self._watched:
+            told = by_gpu.get(one.gpu)
             self._judge(one, told, looks.get(one.worker), blind, now_s)
             if told is not None:
                 one.vitals, one.read_at = told, wall_s
