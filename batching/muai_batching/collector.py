@@ -27,7 +27,7 @@ from muai_batching.assembler import (
     Room,
     worthwhile_lookahead,
 )
-from muai_batching.conversing import Conversing
+from muai_batching.conversing import Conversing, TurnStore
 from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
@@ -36,6 +36,7 @@ from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
 from muai_batching.tracing import CollectorTracing
+from muai_producers.conversations import Conversations
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -103,6 +104,7 @@ class Collector:
         wall_s: for deadlines, which travel between machines.
         tracer: told how the requests that are traced fare here.
         recorder: what the metrics are told.
+        turns: keeps the order of conversations; None: the state store does.
     """
 
     def __init__(
@@ -117,11 +119,12 @@ class Collector:
         wall_s: Callable[[], float] = time.time,
         tracer: Tracer = NO_TRACER,
         recorder: Recorder = own_recorder,
+        turns: TurnStore | None = None,
     ) -> None:
         self.statistics = statistics or NullRecorder()
         self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
-        self.conversing = Conversing(settings, store, self.assembler, self._metrics)
+        self.conversing = Conversing(settings, turns or Conversations(store), self.assembler, self._metrics)
         self.fleet = FleetView()
         self._store = store
         self._dead_letters = DeadLetters(store)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from muai_batching.affinity import Owner, Way, owner_of, way_of
 from muai_batching.assembler import HELD, Assembler, BatchKey, Room
@@ -12,9 +12,8 @@ from muai_batching.fair_queue import Waiting
 from muai_batching.observing import CollectorMetrics
 from muai_batching.routing import NextAttempt
 from muai_batching.turns import HeldTurns
-from muai_producers.conversations import Conversations, conversation_of
+from muai_producers.conversations import Asked, Told, conversation_of
 from muai_producers.fleet import FleetView, OwnBatchDone, TurnsEnded
-from muai_producers.store import Store
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -24,6 +23,14 @@ MAX_ROUNDS = 8
 """Bounds how long one turn of the event loop may take."""
 
 
+class TurnStore(Protocol):
+    """Keeps the order of all conversations: `Conversations`, or a test's own."""
+
+    def take_turns(self, asked: Sequence[Asked]) -> list[Told]:
+        """As `Conversations.take_turns`."""
+        ...
+
+
 class Conversing:
     """What a collector knows of conversations, and does for them. Without them it asks the state store nothing.
 
@@ -31,10 +38,10 @@ class Conversing:
     cancelled, counted and passed on like all others.
     """
 
-    def __init__(self, settings: Settings, store: Store, assembler: Assembler, metrics: CollectorMetrics) -> None:
+    def __init__(self, settings: Settings, turns: TurnStore, assembler: Assembler, metrics: CollectorMetrics) -> None:
         self._assembler = assembler
         self._metrics = metrics
-        self._store = Conversations(store)
+        self._turns = turns
         self._held = HeldTurns()
         self._view = FleetView()
         self._unfinished: dict[str, int] = {}
@@ -67,7 +74,7 @@ class Conversing:
             questions = self._held.questions(ASKED_AT_ONCE)
             if not questions:
                 return False
-            for asked, told in zip(questions, self._store.take_turns(questions), strict=True):
+            for asked, told in zip(questions, self._turns.take_turns(questions), strict=True):
                 turn = self._held.answered(asked, told.first)
                 if turn is not None:
                     held = replace(turn.key, queue=HELD)

@@ -1,4 +1,5 @@
-"""Delivery through the collector, whatever happens: nothing lost, nothing sent twice, no cap exceeded, nothing late.
+"""Delivery through the collector, whatever happens: nothing lost, nothing sent twice, no cap exceeded, nothing late,
+and the turns of a conversation one after the other (invariant 9).
 
 The collector is the real one; the broker, the state store and the clocks are plain values that the test moves.
 """
@@ -9,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-import redis
+import msgspec
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -20,6 +21,7 @@ from muai_batching.collector import Collector
 from muai_batching.dispatch import Handle, Passing, Sent
 from muai_batching.intake import CHARS_PER_TOKEN
 from muai_config import build_settings
+from muai_producers.conversations import Asked, Told, conversation_of
 from muai_producers.fleet import BatchDone, FleetView, WorkerRecord
 from muai_producers.messages import request_message
 from muai_producers.store import Answer
@@ -70,8 +72,14 @@ class World:
         self.wall_s, self.monotonic_s = 1_000_000.0, 0.0
         self.down = False
         self.last_tag = 0
-        # Never connected: none of these requests belongs to a conversation.
-        self.client, self.keys, self.result_ttl_s = redis.Redis(), _Keys(), 3600
+        self.client, self.keys = None, _Keys()
+        self.alive: set[str] = set()
+        """Own queues of the workers that the collector was last shown."""
+        self.turns: dict[str, dict[str, float]] = {}
+        self.pins: dict[str, str] = {}
+        self.running: dict[str, str] = {}
+        """The turn of each conversation that was sent and has not ended."""
+        self.ended: set[str] = set()
 
     # the dispatcher's part
 
@@ -88,6 +96,12 @@ class World:
         for request in batch.requests:
             self.sent[request.id] += 1
             assert request.deadline is None or request.deadline > self.wall_s, "sent after its deadline"
+            conversation = conversation_of(request)
+            if conversation is not None:
+                assert conversation not in self.running, "sent before the turn ahead of it has ended"
+                self.running[conversation] = request.id
+                self.pins[conversation] = f"own-{batch.engine}"
+        assert batch.queue in ("", *self.alive), "sent to a worker that is gone"
         self.batches.append(batch)
         self.outstanding[batch.engine].append(batch)
         return Sent(outstanding=len(self.outstanding[batch.engine]))
@@ -102,11 +116,34 @@ class World:
     def pass_on(self, items: Sequence[Passing]) -> list[Passing]:
         raise AssertionError("the only collector serves every shard")
 
+    def end(self, batch: Batch) -> None:
+        """Every request of it has its result."""
+        for request in batch.requests:
+            self.ended.add(request.id)
+            self.running.pop(conversation_of(request) or "", None)
+
     # the store's part
+
+    def take_turns(self, asked: Sequence[Asked]) -> list[Told]:
+        """As the script: the first that has not ended may go, and stays the first."""
+        self._check_up()
+        return [self._take_turn(one) for one in asked]
+
+    def _take_turn(self, asked: Asked) -> Told:
+        turns = self.turns.setdefault(asked.conversation, {})
+        for turn, place in asked.new:
+            turns.setdefault(turn, place)
+        while (first := min(turns, key=lambda turn: turns[turn], default="")) in self.ended and first != asked.turn:
+            del turns[first]
+        if first != asked.turn:
+            return Told(first)
+        turns[first] = 0.0
+        return Told(first, self.pins.get(asked.conversation, ""))
 
     def answer(self, answers: Sequence[Answer]) -> list[bool]:
         self._check_up()
         self.answers += [answer.request_id for answer in answers]
+        self.ended.update(self.answers)
         return [True] * len(answers)
 
     def mark(self, state: str, request_ids: Sequence[str], info: dict[str, Any] | None = None) -> list[bool]:
@@ -140,16 +177,21 @@ class Delivery(RuleBasedStateMachine):
             world,
             monotonic_s=lambda: world.monotonic_s,
             wall_s=lambda: world.wall_s,
+            turns=world,
         )
         self._show_fleet(collector)
         return collector
 
     def _show_fleet(self, collector: Collector) -> None:
         workers = tuple(
-            WorkerRecord(name=engine, engine=engine, slots=slots) for engine, slots in self.slots.items() if slots
+            WorkerRecord(name=engine, engine=engine, slots=slots, queue=f"own-{engine}")
+            for engine, slots in self.slots.items()
+            if slots
         )
+        self.world.alive = {worker.queue for worker in workers}
         outstanding = {engine: len(batches) for engine, batches in self.world.outstanding.items()}
-        collector.on_fleet(FleetView(workers=workers, outstanding=outstanding))
+        own = Counter(batch.queue for batches in self.world.outstanding.values() for batch in batches if batch.queue)
+        collector.on_fleet(FleetView(workers=workers, outstanding=outstanding, own_outstanding=own))
 
     @rule(
         model=st.sampled_from(["a", "b"]),
@@ -158,16 +200,25 @@ class Delivery(RuleBasedStateMachine):
         priority=st.integers(0, 9),
         deadline_s=st.none() | st.floats(0.01, 20.0),
         copies=st.integers(1, 6),
+        conversation=st.none() | st.sampled_from(["c", "d"]),
     )
     def arrive(
-        self, model: str, tokens: int, tenant: str, priority: int, deadline_s: float | None, copies: int
+        self,
+        model: str,
+        tokens: int,
+        tenant: str,
+        priority: int,
+        deadline_s: float | None,
+        copies: int,
+        conversation: str | None,
     ) -> None:
         for _ in range(copies):
             request_id = f"r{len(self.accepted)}"
             deadline = None if deadline_s is None else self.world.wall_s + deadline_s
             text = "x" * (CHARS_PER_TOKEN * (tokens - 1) + 1)
             fields = {"model": model, "tenant": tenant, "priority": priority, "deadline": deadline}
-            request = a_request(request_id, text=text, **fields)
+            request = a_request(request_id, text=text, conversation_id=conversation, **fields)
+            request = msgspec.structs.replace(request, submitted_at=self.world.wall_s + len(self.accepted) / 1000)
             self.accepted[request_id] = request
             self.world.queue.append(request)
 
@@ -205,6 +256,7 @@ class Delivery(RuleBasedStateMachine):
         running = self.world.outstanding[engine]
         if running:
             batch = running.pop(0)
+            self.world.end(batch)
             self.collector.on_batch_done(BatchDone(engine, len(running), 0.01, len(batch.requests), batch.model))
         self.collector.tick()
 
@@ -265,6 +317,8 @@ class Delivery(RuleBasedStateMachine):
         self.slots = {"onnx": 2, "pytorch": 2}
         for _ in range(4 + 4 * len(self.accepted)):
             for batches in self.world.outstanding.values():
+                for batch in batches:
+                    self.world.end(batch)
                 batches.clear()
             self._show_fleet(self.collector)
             self.wait(1.0)
