@@ -269,6 +269,9 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
         deaths = {tag: count for tag, _, count in claimed.suspects}
         tag = claimed.first
         if self._restraint.at_work:
+            if len(self._claimed_s) > self.claim_batch:  # what was given up in between never ends here
+                held = self.holder.tags
+                self._claimed_s = {tag: claimed_s for tag, claimed_s in list(self._claimed_s.items()) if tag in held}
             self._claimed_s.update(dict.fromkeys(range(tag, tag + claimed.count), time.monotonic()))
         for index, payloads in claimed.groups:
             queue = queues[index % len(queues)]
