@@ -87,7 +87,7 @@ QUICK = Plan(
     onnx_pairs=2,
     onnx_s=1.0,
     chats=1,
-    tuning_intervals=(1, 4, 1),
+    tuning_intervals=(1, 6, 1),
     tuning_sizes=(2, 32),
     tuning_models=("noop",),
 )

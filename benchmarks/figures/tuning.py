@@ -24,7 +24,7 @@ from muai_workers.tuning.store import TuningStore
 
 INTERVAL_S = 30
 START = 2
-LOW_LOAD, HIGH_LOAD = 0.08, 0.8
+LOW_LOAD, HIGH_LOAD = 0.06, 0.6
 CHANGES = ("raised", "lowered", "recalled", "rolled_back")
 KEPT = 0.95
 

@@ -14,6 +14,8 @@ import yaml
 
 from muai_workers.tuning.sweep import Candidate, Header, Measurement, Saturation, SweepError, Verdict, nested
 
+DARK = 0.6
+"""Of the most: shades from there on want white letters."""
 CONFIGURATION, JSON, CSV, PICTURE = "tuned.yaml", "measurements.json", "measurements.csv", "goodput.png"
 
 
@@ -29,11 +31,11 @@ def check_picture() -> None:
 
 def write_configuration(folder: Path, header: Header, best: Verdict, settings: dict[str, Any]) -> Path:
     """The best settings, to be merged into a configuration."""
-    meets = "answered within the target" if best.meets_target else "95 % did NOT meet the target under any load"
+    meets = "meets the target" if best.meets_target else "does NOT meet the target, nor under any load measured"
     lines = [
         f"# Measured by muai tune: {header.model} on {header.engine}, target {header.target_p95_ms:g} ms for 95 %.",
-        f"# {best.candidate}: {best.goodput_rps:g} requests/s in time, 95 % within {best.p95_ms:g} ms ({meets}),",
-        f"# at {best.load:.0%} of saturation. The measurements are in {CSV} and {JSON}.",
+        f"# {best.candidate}: {best.goodput_rps:.4g} requests/s in time at {best.load:.0%} of saturation,",
+        f"# 95 % within {best.p95_ms:.0f} ms, which {meets}. The measurements are in {CSV} and {JSON}.",
     ]
     path = folder / CONFIGURATION
     path.write_text("\n".join(lines) + "\n" + yaml.safe_dump(nested(settings), sort_keys=True), encoding="utf-8")
@@ -74,6 +76,7 @@ def draw(folder: Path, header: Header, candidates: Sequence[Candidate], verdicts
     rows = list(dict.fromkeys(one.row for one in candidates))
     columns = list(dict.fromkeys(one.column for one in candidates))
     by_name = {one.candidate: one for one in verdicts}
+    most = max(one.goodput_rps for one in verdicts)
     grid = [[float("nan")] * len(columns) for _ in rows]
     figure, axis = pyplot.subplots(figsize=(2.2 + 1.5 * len(columns), 1.6 + 0.65 * len(rows)), layout="constrained")
     for candidate in candidates:
@@ -82,7 +85,8 @@ def draw(folder: Path, header: Header, candidates: Sequence[Candidate], verdicts
             continue
         y, x = rows.index(candidate.row), columns.index(candidate.column)
         grid[y][x] = verdict.goodput_rps
-        axis.text(x, y, f"{verdict.goodput_rps:.0f}/s\n{verdict.p95_ms:.0f} ms", ha="center", va="center", fontsize=9)
+        told, is_dark = f"{verdict.goodput_rps:.0f}/s\n{verdict.p95_ms:.0f} ms", verdict.goodput_rps > DARK * most
+        axis.text(x, y, told, ha="center", va="center", fontsize=9, color="white" if is_dark else "black")
         if not verdict.meets_target:
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="//", edgecolor="#00000040", lw=0))
         if verdict is verdicts[0]:
