@@ -159,7 +159,3 @@ class Conversing:
         owner = self._owner(key, key.queue)
         left = 0 if owner is None else owner.room(self._spill_load)
         return Room(left, left)
-
-    def held(self) -> Sequence[Waiting]:
-        """Turns that are held back now."""
-        return self._held.items()

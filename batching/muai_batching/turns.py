@@ -7,7 +7,6 @@ collector has of it, and which questions it has to ask.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from muai_batching.assembler import BatchKey
@@ -43,9 +42,6 @@ class HeldTurns:
         self._turns: dict[str, list[Turn]] = {}
         self._due: dict[str, str] = {}
         """Conversations to ask about, each with the turn that the store says is first; '' where that is not known."""
-
-    def __len__(self) -> int:
-        return sum(len(turns) for turns in self._turns.values())
 
     def add(self, conversation: str, key: BatchKey, item: Waiting) -> None:
         """Hold a turn back, behind those of its conversation that were submitted before or in the same call."""
@@ -111,7 +107,3 @@ class HeldTurns:
     def _forget(self, conversation: str) -> None:
         self._turns.pop(conversation, None)
         self._due.pop(conversation, None)
-
-    def items(self) -> Sequence[Waiting]:
-        """All that are held back."""
-        return [turn.item for turns in self._turns.values() for turn in turns if turn.is_held]
