@@ -126,13 +126,18 @@ def script_driver(script: str, folder: Path, **env: str) -> Driver:
 
 @contextmanager
 def served(
-    folder: Path, redis_url: str, model: str, batcher: Mapping[str, Any] | None = None, **more: Any
+    folder: Path,
+    redis_url: str,
+    model: str,
+    batcher: Mapping[str, Any] | None = None,
+    fake: Mapping[str, float] | None = None,
+    **more: Any,
 ) -> Iterator[Driver]:
-    """Collector, one worker and a producer, ready; arguments as `configuration`."""
+    """Collector, one worker and a producer, ready; arguments as `configuration`, and `fake` as `engine_worker`."""
     config = write_configuration(folder, redis_url, batcher, **more)
     with ExitStack() as stack:
         stack.enter_context(collector(config, folder))
-        stack.enter_context(engine_worker(config, folder, ENGINE_OF[model]))
+        stack.enter_context(engine_worker(config, folder, ENGINE_OF[model], fake))
         driver = stack.enter_context(
             script_driver("muai_producer.py", folder, BENCH_CONFIG=str(config), BENCH_MODEL=model)
         )

@@ -33,6 +33,11 @@ class Plan:
     onnx_s: float
     chats: int
     """Conversations whose later turns are timed."""
+    tuning_intervals: tuple[int, int, int]
+    """Intervals of the tuner under a low load, ten times that, and the low one again."""
+    tuning_sizes: tuple[int, ...]
+    """Batch sizes tried by hand beside it; the largest is its bound."""
+    tuning_models: tuple[str, ...]
 
 
 FULL = Plan(
@@ -56,6 +61,9 @@ FULL = Plan(
     onnx_pairs=7,
     onnx_s=6.0,
     chats=5,
+    tuning_intervals=(6, 15, 6),
+    tuning_sizes=(2, 4, 8, 16, 32, 64),
+    tuning_models=("noop", "minilm"),
 )
 
 QUICK = Plan(
@@ -79,4 +87,7 @@ QUICK = Plan(
     onnx_pairs=2,
     onnx_s=1.0,
     chats=1,
+    tuning_intervals=(1, 4, 1),
+    tuning_sizes=(2, 32),
+    tuning_models=("noop",),
 )

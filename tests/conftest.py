@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "vllm" in REAL:
         # What vLLM imports warns of itself and of each other; none of it is ours to mend.
         config.addinivalue_line("filterwarnings", "default")
+        # And at the very end, when what is left is collected, for which pytest has set its filters by now.
+        warnings.simplefilter("default")
 
 
 # How long an example takes says how busy the machine is; speed is what benchmarks are for.

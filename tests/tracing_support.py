@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -64,11 +65,11 @@ class Inbox:
         return [span for span in self.now() if span.attributes.get("request_id") == request_id]
 
     def wait_for(self, request_id: str, *names: str, timeout_s: float = 20.0) -> list[Received]:
-        """The request's spans, once there is one of each of these names."""
+        """The request's spans, once there is one for each of these names; a name given twice wants two."""
 
         def complete() -> list[Received]:
             spans = self.of_request(request_id)
-            return spans if set(names) <= {span.name for span in spans} else []
+            return spans if Counter(names) <= Counter(span.name for span in spans) else []
 
         try:
             found: list[Received] = wait_until(complete, timeout_s, f"spans {names}")

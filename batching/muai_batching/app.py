@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -14,6 +16,7 @@ from kombu import Connection
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import ConfirmingDispatcher, Dispatcher, RedisDispatcher
+from muai_batching.own_queues import Janitor, own_queues_of
 from muai_batching.serving import QuietConsumer, serve
 from muai_batching.shards import ShardLeases
 from muai_batching.watcher import FleetWatcher
@@ -21,10 +24,11 @@ from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
-from muai_producers.fleet import BatchDone, CollectorRecord, FleetView
+from muai_producers.fleet import CollectorRecord, Fleet, FleetView, Notice
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.performance.sampling import end_sampling, offer_sampling
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -102,10 +106,13 @@ class CollectorConsumer(QuietConsumer):
             tracer=self._tracer,
             statistics=recorder_for(settings),
         )
+        offer_sampling(self.app, settings, self.collector.statistics)
         self._live.subscribe(self._tracer.reconfigure, settings)
         self._live.subscribe(lambda changed: self.hub.call_soon(self._on_settings, changed), settings)
         self._tick_scheduled = False
         self._timer: Any = None
+        self._news: deque[Callable[[], None]] = deque()
+        self._is_record_due = False
         self._record = CollectorRecord(
             name=self.hostname, pid=os.getpid(), host=socket.gethostname(), started_at=time.time()
         )
@@ -119,14 +126,33 @@ class CollectorConsumer(QuietConsumer):
             ALL_ENGINES,
             leases if num_shards > 1 else None,
             lambda: self._record,
-            lambda view, held: self.hub.call_soon(self._on_fleet, view, held),
-            lambda done: self.hub.call_soon(self._on_batch_done, done),
+            lambda view, held: self._hear(lambda: self._on_fleet(view, held)),
+            lambda notice: self._hear(lambda: self._on_notice(notice)),
+            Janitor(own_queues_of(settings), Fleet(watched_store)),
         )
         self._watcher.start()
 
     def _on_settings(self, settings: Settings) -> None:
         assert self.collector is not None
         self.collector.on_settings(settings)
+
+    def _hear(self, news: Callable[[], None]) -> None:
+        """Have the event loop told something; called from the watcher's thread.
+
+        The hub runs what is scheduled for one turn of it in any order, and on AMQP not before its next event. A batch
+        must not leave by an older picture of the fleet than there is, so each tick takes in all news first.
+        """
+        self._news.append(news)
+        self.hub.call_soon(self._on_news)
+
+    def _on_news(self) -> None:
+        if self._news:
+            # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
+            self._tick()
+
+    def _take_in_news(self) -> None:
+        while self._news:
+            self._news.popleft()()
 
     def _on_fleet(self, view: FleetView, held: frozenset[int]) -> None:
         assert self.collector is not None
@@ -135,8 +161,7 @@ class CollectorConsumer(QuietConsumer):
             self._consume_shards(held)
             self.collector.on_shards(held)
         self.collector.sweep()
-        self._tick()
-        self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
+        self._is_record_due = True
 
     def _consume_shards(self, held: frozenset[int]) -> None:
         for shard in held - self._consumed_shards:
@@ -145,11 +170,9 @@ class CollectorConsumer(QuietConsumer):
             self.cancel_task_queue(shard_queue(shard))
         self._consumed_shards = held
 
-    def _on_batch_done(self, done: BatchDone) -> None:
+    def _on_notice(self, notice: Notice) -> None:
         assert self.collector is not None
-        self.collector.on_batch_done(done)
-        # Not through call_soon: what is scheduled from within the hub's own callbacks waits for its next event.
-        self._tick()
+        self.collector.on_notice(notice)
 
     def _schedule_tick(self) -> None:
         if not self._tick_scheduled:
@@ -162,7 +185,11 @@ class CollectorConsumer(QuietConsumer):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._take_in_news()
         delay_s = self.collector.tick()
+        if self._is_record_due:
+            self._is_record_due = False
+            self._record = self.collector.announcement(self._record)  # for the watcher's thread, which announces it
         self._pause_or_go_on()
         if delay_s == 0.0:
             # Through the timer, so that the loop reads its sockets in between.
@@ -193,6 +220,7 @@ class CollectorConsumer(QuietConsumer):
         """Celery's own shutdown returns what is unacknowledged to the queue."""
         if self.collector is not None:
             self._watcher.close()
+            end_sampling(self.app)
             self.collector.statistics.close()
             self._follower.close()
         super().shutdown()

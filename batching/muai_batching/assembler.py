@@ -14,6 +14,8 @@ from operator import attrgetter
 from muai_batching.fair_queue import FairQueue, Waiting
 
 CREDIT_BATCHES = 2
+HELD = "held"
+"""In place of a queue in a batch key: its requests belong to no batch for the present."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,10 @@ class BatchKey:
     task: str
     chain: tuple[str, ...]
     """Engines that may serve it, preferred first."""
+    queue: str = ""
+    """The own queue of the worker that keeps their conversations; '' for requests that any worker may have, `HELD` for
+    turns that may not go yet.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,15 +244,22 @@ class Assembler:
 
     def next_timeout_s(self) -> float | None:
         """Monotonic time at which a batch becomes due by waiting alone; None when nothing ever does."""
-        if not self._queues or (self.policy.adaptive and self.policy.enabled and self.policy.min_batch_size <= 1):
+        if self.policy.adaptive and self.policy.enabled and self.policy.min_batch_size <= 1:
             return None
-        return min(queue.oldest_arrival_s() for queue in self._queues.values()) + self.policy.batch_timeout_s
+        oldest = (queue.oldest_arrival_s() for key, queue in self._queues.items() if key.queue != HELD)
+        oldest_s = min(oldest, default=None)
+        return None if oldest_s is None else oldest_s + self.policy.batch_timeout_s
 
     def take(self, key: BatchKey) -> list[Waiting]:
         """Take out, and return, every request under a batch key."""
         items = self._queues[key].items()
         self._remove(key, items, served=False)
         return items
+
+    def move(self, item: Waiting, key: BatchKey, to: BatchKey) -> None:
+        """Put a request under another batch key."""
+        self._remove(key, [item], served=False)
+        self.add(to, item)
 
     def discard(self, unwanted: Callable[[Waiting], bool]) -> list[Waiting]:
         """Take out, and return, every request that `unwanted` says."""

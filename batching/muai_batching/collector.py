@@ -17,6 +17,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from muai_batching.assembler import (
+    HELD,
     NO_ROOM,
     Assembler,
     BatchKey,
@@ -26,6 +27,7 @@ from muai_batching.assembler import (
     Room,
     worthwhile_lookahead,
 )
+from muai_batching.conversing import Conversing
 from muai_batching.dispatch import Dispatcher, Handle, Passing
 from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
@@ -43,7 +45,15 @@ from muai_producers.errors import (
     PayloadTooLargeError,
     RequestCancelledError,
 )
-from muai_producers.fleet import MAX_FORMING, BatchDone, CollectorRecord, FleetView, Forming
+from muai_producers.fleet import (
+    MAX_FORMING,
+    BatchDone,
+    CollectorRecord,
+    FleetView,
+    Forming,
+    Notice,
+    OwnBatchDone,
+)
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
@@ -111,6 +121,7 @@ class Collector:
         self.statistics = statistics or NullRecorder()
         self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
+        self.conversing = Conversing(settings, store, self.assembler, self._metrics)
         self.fleet = FleetView()
         self._store = store
         self._dead_letters = DeadLetters(store)
@@ -157,7 +168,7 @@ class Collector:
             return
         self._tracing.routed(request)
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
-        self.assembler.add(key, item)
+        self.assembler.add(self.conversing.take_in(key, item), item)
         self.statistics.arrived(key.model, key.task)
         self._unmarked.append(item)
 
@@ -181,12 +192,14 @@ class Collector:
         """
         self.assembler.policy = policy_from(settings)
         self._resolver = Resolver(settings)
+        self.conversing.reconfigure(settings)
 
     def on_fleet(self, view: FleetView) -> None:
         """A new picture of the fleet."""
         self.fleet = view
         self._outstanding = dict(view.outstanding)
         self._routes.clear()
+        self.conversing.on_fleet(view)
 
     def on_shards(self, held: frozenset[int]) -> None:
         """The shards that this collector holds from now on; what waits of others is passed on."""
@@ -199,6 +212,15 @@ class Collector:
                 items = self.assembler.take(key)
                 passed_on = self._tracing.passed_on
                 self._foreign += [Passing(queue, passed_on(item.request), item.handle) for item in items]
+
+    def on_notice(self, notice: Notice) -> None:
+        """What has changed in the fleet since its last picture."""
+        if isinstance(notice, BatchDone):
+            self.on_batch_done(notice)
+        elif isinstance(notice, OwnBatchDone):
+            self.conversing.on_own_batch_done(notice)
+        else:
+            self.conversing.on_turns_ended(notice)
 
     def on_batch_done(self, done: BatchDone) -> None:
         """A batch has finished."""
@@ -215,7 +237,8 @@ class Collector:
         try:
             self._settle_refused()
             self._pass_on()
-            more = self._send_due()
+            more = self.conversing.let_go()
+            more = self._send_due() or more
             self._settle_refused()  # what was found to have ended when its batch was formed
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
@@ -231,6 +254,7 @@ class Collector:
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
             self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
         self._metrics.waiting(self.assembler, now_s)
+        self.conversing.ask_all()
         try:
             self._mark_received()
         except redis.RedisError as error:
@@ -242,6 +266,7 @@ class Collector:
         self._refused.clear()
         self._foreign.clear()
         self._unmarked.clear()
+        self.conversing.forget_all()
         self._tracing.forget_all()
 
     def announcement(self, record: CollectorRecord) -> CollectorRecord:
@@ -293,7 +318,7 @@ class Collector:
             if formed.items:
                 batch = self._batch(formed)
                 due.append((batch, formed))
-                self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + 1
+                self._count(batch, 1)
         # What was lost leaves its slots free: others take its place at once.
         has_lost = bool(due) and self._send(due)
         return len(due) >= MAX_BATCHES_PER_TICK or has_lost
@@ -307,17 +332,20 @@ class Collector:
             # Whether the broker has them is not known: keep them, and leave it to the fences and to the refusal of
             # second results should they go twice.
             for batch, formed in due:
-                self._outstanding[batch.engine] -= 1
+                self._count(batch, -1)
                 self._put_back(formed, frozenset())
             raise
         for (batch, formed), outcome in zip(due, sent, strict=True):
             if outcome.lost or outcome.error is not None:
                 reason = outcome.error or f"{len(outcome.lost)} of its requests went to another collector"
                 log.warning("a batch was not sent: %s", reason)
-                self._outstanding[batch.engine] -= 1
+                self._count(batch, -1)
                 self._put_back(formed, outcome.lost)
+                if outcome.error is not None:
+                    self.conversing.refused(batch.queue)
                 continue
             self._tracing.sent(batch)
+            self.conversing.sent(formed.key, batch.queue, len(formed.items))
             if outcome.outstanding is not None:
                 self._outstanding[batch.engine] = outcome.outstanding
             self._metrics.sent(formed, self.assembler.policy)
@@ -325,6 +353,11 @@ class Collector:
         if has_lost:
             self._let_go_of_lost()
         return has_lost
+
+    def _count(self, batch: Batch, change: int) -> None:
+        """A batch is on its way to its engine; with -1, it is not after all."""
+        self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + change
+        self.conversing.sending(batch.queue, change)
 
     def _let_go_of_lost(self) -> None:
         """Forget what others have now. A collector that was given up has lost all that it held, not one batch of it."""
@@ -352,7 +385,7 @@ class Collector:
     def _batch(self, formed: Formed) -> Batch:
         """The batch as it travels."""
         now_s, now_monotonic_s = self._wall_s(), self._monotonic_s()
-        way = self._route(formed.key)
+        way, queue = self._way(formed.key)
         assert way.engine is not None  # without an engine there is no room, and no batch is formed
         return Batch(
             id=str(uuid.uuid4()),
@@ -364,7 +397,15 @@ class Collector:
             attempts=way.skipped,
             received_at=tuple(now_s - (now_monotonic_s - item.arrived_s) for item in formed.items),
             formed_at=now_s,
+            queue=queue,
         )
+
+    def _way(self, key: BatchKey) -> tuple[NextAttempt, str]:
+        """The attempt that a batch leaves for now, and the own queue that it goes to; '' for its engine's."""
+        way = self._route(key)
+        if key.queue and self.conversing.way(key, self._idle(way.engine), may_wait=False) == "pinned":
+            return self.conversing.attempt(key), key.queue
+        return way, ""
 
     def _route(self, key: BatchKey) -> NextAttempt:
         if key not in self._routes:
@@ -373,13 +414,27 @@ class Collector:
 
     def _room(self, key: BatchKey) -> Room | None:
         engine = self._route(key).engine
-        if engine is None:
+        if engine is None or key.queue == HELD:
             return None
-        outstanding = self._outstanding.get(engine, 0)
-        idle = self.fleet.slots(engine) - outstanding
-        ahead = self.fleet.capacity(engine) - outstanding
-        if ahead <= 0:
-            return NO_ROOM
+        if key.queue and (room := self._room_of_pinned(key, engine)) is not None:
+            return room
+        ahead = self.fleet.capacity(engine) - self._outstanding.get(engine, 0)
+        return NO_ROOM if ahead <= 0 else self._sized(Room(max(0, self._idle(engine)), ahead), engine, key)
+
+    def _room_of_pinned(self, key: BatchKey, engine: str) -> Room | None:
+        """What the worker can take whose conversations these are; None where they may go to any of `engine`."""
+        way = self.conversing.way(key, self._idle(engine))
+        if way == "pinned":
+            pinned_engine = self.conversing.attempt(key).engine
+            assert pinned_engine is not None
+            return self._sized(self.conversing.room(key), pinned_engine, key)
+        return NO_ROOM if way == "wait" else None
+
+    def _idle(self, engine: str | None) -> int:
+        return 0 if engine is None else self.fleet.slots(engine) - self._outstanding.get(engine, 0)
+
+    def _sized(self, room: Room, engine: str, key: BatchKey) -> Room:
+        """With how large a batch may be there, and how far to look for its members."""
         policy, fit = self.assembler.policy, self.latency.of(engine, key.model)
         max_size = policy.size_limit
         if policy.latency_target_s is not None and policy.adaptive:
@@ -388,7 +443,7 @@ class Collector:
         if fit.num_samples:
             batch_s = fit.predict_s(policy.size_limit) / self.fleet.slots(engine)
             lookahead = worthwhile_lookahead(batch_s, policy)
-        return Room(max(0, idle), ahead, max_size, lookahead)
+        return Room(room.idle, room.ahead, max_size, lookahead)
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""

@@ -13,10 +13,10 @@ import redis
 from kombu import Connection, Queue
 
 from muai_batching.transport import LeaseLostError
-from muai_config.queues import REQUEST_QUEUES, engine_queue
+from muai_config.queues import OWN_EXCHANGE, REQUEST_QUEUES, engine_queue
 from muai_producers.messages import RUN_BATCH_TASK, redis_payload, request_message, task_body, task_headers
 from muai_producers.store import Store
-from muai_producers.submit import publish_confirmed
+from muai_producers.submit import UnroutableError, publish_confirmed
 from muai_producers.wire import Batch, InferenceRequest
 
 CONFIRM_LIMIT_S = 5.0
@@ -78,7 +78,7 @@ def batch_message(batch: Batch) -> tuple[str, dict[str, Any], bytes]:
     """Queue, headers and body of a batch's message. The batch travels as one JSON text: one decoding at its worker."""
     summary = f"{batch.model} {batch.task} x{len(batch.requests)}"
     body = task_body({"batch": msgspec.json.encode(batch).decode()})
-    return engine_queue(batch.engine), task_headers(RUN_BATCH_TASK, batch.id, summary), body
+    return batch.queue or engine_queue(batch.engine), task_headers(RUN_BATCH_TASK, batch.id, summary), body
 
 
 class RedisDispatcher:
@@ -100,12 +100,16 @@ class RedisDispatcher:
 
     def _commands(self, batch: Batch) -> list[tuple[str | bytes, ...]]:
         queue, headers, body = batch_message(batch)
-        outstanding = self._keys.outstanding(batch.engine)
-        return [
+        outstanding, now = self._keys.outstanding(batch.engine), repr(time.time())
+        # The push first: a queue that was closed refuses it, and nothing has been changed then.
+        commands: list[tuple[str | bytes, ...]] = [
             ("LPUSH", self._key_prefix + queue, redis_payload(headers, body, queue)),
-            ("ZADD", outstanding, repr(time.time()), batch.id),
+            ("ZADD", outstanding, now, batch.id),
             ("ZCARD", outstanding),
         ]
+        if batch.queue:
+            commands.append(("ZADD", self._keys.outstanding(batch.queue), now, batch.id))
+        return commands
 
     def drop(self, handles: Sequence[Handle]) -> None:
         """See `Dispatcher.drop`."""
@@ -172,13 +176,29 @@ class ConfirmingDispatcher:
             return []
         counts = self._count_in([batch for batch, _ in batches])
         try:
-            self._publish([batch_message(batch) for batch, _ in batches])
+            self._publish([batch_message(batch) for batch, _ in batches if not batch.queue])
+            closed = self._publish_to_own([batch for batch, _ in batches if batch.queue])
         except Exception:
             self._count_out([batch for batch, _ in batches])
             raise
-        for _, handles in batches:
-            self.drop(handles)
-        return [Sent(outstanding=count) for count in counts]
+        self._count_out([batch for batch, _ in batches if batch.queue in closed])
+        for batch, handles in batches:
+            if batch.queue not in closed:
+                self.drop(handles)
+        return [
+            Sent(error=closed[batch.queue]) if batch.queue in closed else Sent(outstanding=count)
+            for (batch, _), count in zip(batches, counts, strict=True)
+        ]
+
+    def _publish_to_own(self, batches: Sequence[Batch]) -> dict[str, Exception]:
+        """Send batches to workers' own queues; returns those queues that are closed, each with the error."""
+        if not batches:
+            return {}
+        try:
+            self._publish([batch_message(batch) for batch in batches], OWN_EXCHANGE)
+        except UnroutableError as error:
+            return dict.fromkeys(error.queues, error)
+        return {}
 
     def _count_in(self, batches: Sequence[Batch]) -> list[int]:
         client: Any = self._store.client
@@ -187,7 +207,10 @@ class ConfirmingDispatcher:
             outstanding = self._store.keys.outstanding(batch.engine)
             pipe.zadd(outstanding, {batch.id: time.time()})
             pipe.zcard(outstanding)
-        return [int(count) for count in pipe.execute()[1::2]]
+        for batch in batches:
+            if batch.queue:
+                pipe.zadd(self._store.keys.outstanding(batch.queue), {batch.id: time.time()})
+        return [int(count) for count in pipe.execute()[1 : 2 * len(batches) : 2]]
 
     def _count_out(self, batches: Sequence[Batch]) -> None:
         """They go again under other ids: counted on, these would keep slots from them until the reaper comes."""
@@ -195,18 +218,30 @@ class ConfirmingDispatcher:
         with contextlib.suppress(redis.RedisError), client.pipeline(transaction=False) as pipe:
             for batch in batches:
                 pipe.zrem(self._store.keys.outstanding(batch.engine), batch.id)
+                if batch.queue:
+                    pipe.zrem(self._store.keys.outstanding(batch.queue), batch.id)
             pipe.execute()
 
-    def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]]) -> None:
+    def _publish(self, messages: list[tuple[str, dict[str, Any], bytes]], exchange: str = "") -> None:
+        if not messages:
+            return
+
+        unroutable: list[UnroutableError] = []
+
         def publish(channel: Any) -> None:
             if channel is not self._channel:
                 for queue in self._queues:
                     queue.bind(channel).declare()
                 self._channel = channel
-            publish_confirmed(channel, messages, CONFIRM_LIMIT_S)
+            try:
+                publish_confirmed(channel, messages, CONFIRM_LIMIT_S, exchange=exchange)
+            except UnroutableError as error:
+                unroutable.append(error)  # no fault of the connection: not to be tried again
 
         publish_with_retries: Any = self._connection.autoretry(publish, max_retries=3, interval_start=0.1)
         publish_with_retries()
+        if unroutable:
+            raise unroutable[0]
 
     def drop(self, handles: Sequence[Handle]) -> None:
         """See `Dispatcher.drop`."""

@@ -37,6 +37,10 @@ class CollectorMetrics:
         model = request.model if request.model in self._models else instruments.UNKNOWN
         record_failure(self._recorder, model, request.tenant, error)
 
+    def turns(self, model: str, way: str, count: int = 1) -> None:
+        """Turns of conversations went that way."""
+        self._recorder.count(instruments.CONVERSATION_TURNS, model, way, by=count)
+
     @guarded("metrics")
     def sent(self, formed: Formed, policy: BatchPolicy) -> None:
         """A batch has left."""

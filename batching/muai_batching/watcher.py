@@ -10,8 +10,9 @@ from typing import Any
 
 import redis
 
+from muai_batching.own_queues import Janitor
 from muai_batching.shards import ShardLeases
-from muai_producers.fleet import BatchDone, CollectorRecord, Fleet, FleetView
+from muai_producers.fleet import CollectorRecord, Fleet, FleetView, Notice, read_notice
 from muai_producers.store import Store
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ class FleetWatcher:
         leases: this collector's claims on shards, renewed at each look; None where there are no shards.
         record: gives how this collector is announced at the moment.
         on_view: called with each new picture, and with the shards that are held.
-        on_batch_done: called at the end of each batch.
-        Both are called from the watcher's thread.
+        on_notice: called with what changes in between, such as the end of a batch.
+        janitor: closes the own queues of workers that have gone; None where workers have none.
+        Both functions are called from the watcher's thread.
     """
 
     def __init__(
@@ -38,7 +40,8 @@ class FleetWatcher:
         leases: ShardLeases | None,
         record: Callable[[], CollectorRecord],
         on_view: Callable[[FleetView, frozenset[int]], Any],
-        on_batch_done: Callable[[BatchDone], Any],
+        on_notice: Callable[[Notice], Any],
+        janitor: Janitor | None = None,
     ) -> None:
         self._client = client
         self._channel = store.keys.fleet_channel
@@ -47,7 +50,8 @@ class FleetWatcher:
         self._leases = leases
         self._record = record
         self._on_view = on_view
-        self._on_batch_done = on_batch_done
+        self._on_notice = on_notice
+        self._janitor = janitor
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="muai-fleet", daemon=True)
 
@@ -59,6 +63,8 @@ class FleetWatcher:
         """End the thread."""
         self._closed.set()
         self._thread.join(timeout=5.0)
+        if self._janitor is not None:
+            self._janitor.close()
         try:
             self._fleet.withdraw_collector(self._record().name)
             if self._leases is not None:
@@ -84,6 +90,8 @@ class FleetWatcher:
                     self._fleet.announce_collector(self._record())
                     view = self._fleet.view(self._engines)
                     self._on_view(view, self._held(view))
+                    if self._janitor is not None:
+                        self._janitor.look(view, time.monotonic())
                     refreshed_s = time.monotonic()
                 message = pubsub.get_message(timeout=max(0.0, refreshed_s + REFRESH_S - time.monotonic()))
                 if message is not None and not self._heard(message["data"].decode()):
@@ -96,8 +104,8 @@ class FleetWatcher:
 
     def _heard(self, notice: str) -> bool:
         """Act on a notice; False when it calls for a fresh look."""
-        done = BatchDone.from_notice(notice)
-        if done is None:
+        told = read_notice(notice)
+        if told is None:
             return False
-        self._on_batch_done(done)
+        self._on_notice(told)
         return True

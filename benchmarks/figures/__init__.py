@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.figures import (
+    advice,
     conversations,
     http,
     memory,
@@ -13,6 +14,7 @@ from benchmarks.figures import (
     queue,
     recording,
     tracing,
+    tuning,
     vllm,
 )
 from benchmarks.figures.base import Measured, Measurement
@@ -30,6 +32,8 @@ FIGURES: dict[str, Measurement] = {
     "cache-budget": conversations.BUDGET,
     "vllm": vllm.MEASUREMENT,
     "tracing": tracing.MEASUREMENT,
+    "tuning": tuning.MEASUREMENT,
+    "advice": advice.MEASUREMENT,
 }
 
 __all__ = ["FIGURES", "Measured", "Measurement"]

@@ -172,6 +172,29 @@ class ConsoleSettings(Section):
     )
 
 
+class AdviceSettings(Section):
+    allowed_hosts: DistinctList[HostPattern] = setting(
+        ("localhost", "127.0.0.1"),
+        example=["localhost", "gpu-7.internal", "*.vllm.internal"],
+        describe="Hosts whose vLLM servers may be asked for their metrics when an operator wants advice on them; "
+        "*.example.com stands for every name under example.com, * for every host. Empty asks none.",
+    )
+    timeout_s: float = setting(
+        2.0, gt=0.0, le=30.0, unit="s", example=5.0, describe="Longest that asking a server for its metrics may take."
+    )
+    window_s: float = setting(
+        300.0,
+        gt=0.0,
+        le=604_800.0,
+        unit="s",
+        example=900.0,
+        describe="How far back advice on this installation's own models looks.",
+    )
+    port: int = setting(
+        8002, ge=0, le=65535, example=9002, describe="Port of `muai advisor`, which serves advice alone; 0: any free."
+    )
+
+
 class GatewaySettings(Section):
     require_keys: bool = setting(
         False,
@@ -201,4 +224,5 @@ class GatewaySettings(Section):
     webhooks: WebhookSettings = section(WebhookSettings, "Results posted to an address that the request names.")
     files: FilesSettings = section(FilesSettings, "Files that callers upload, and batches' outputs.")
     batches: BatchSettings = section(BatchSettings, "Batches of requests from files.")
+    advice: AdviceSettings = section(AdviceSettings, "What would help an instance: analysis and plans.")
     console: ConsoleSettings = section(ConsoleSettings, "The console, a page for people.")

@@ -277,6 +277,10 @@ class GpuSettings(Section):
         "the GPU would switch itself off.",
     )
 
+    def conflicts(self) -> Iterator[Conflict]:
+        if 0.0 < self.hang_s < 5.0:
+            yield Conflict("hang_s", self.hang_s, "0, or at least 5, because workers tell every 2 s what they do")
+
 
 class FlowerSettings(Section):
     host: Host = setting("127.0.0.1", example="0.0.0.0", describe="Address that `muai flower` listens on.")

@@ -11,6 +11,19 @@ Dtype = Literal["auto", "fp16", "fp32", "bf16"]
 ExecutionProvider = Literal[
     "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider", "OpenVINOExecutionProvider"
 ]
+AlertType = Literal[
+    "latency",
+    "error_rate",
+    "memory",
+    "throughput",
+    "latency_anomaly",
+    "throughput_anomaly",
+    "queue_age",
+    "missing_workers",
+    "gpu_failure",
+    "disk_full",
+    "performance_data",
+]
 MAX_TOKENS = 100_000_000  # far beyond every context; catches a unit mistaken
 
 
@@ -70,6 +83,23 @@ class VLLMSettings(Section):
         example=32,
         describe="Keys and values are kept and found again in blocks of so many tokens; null takes 32 on a CPU, and "
         "vLLM's own size on a GPU.",
+    )
+    max_num_seqs: int | None = setting(
+        None,
+        ge=1,
+        le=65536,
+        unit="sequences",
+        example=64,
+        describe="Most sequences that are decoded at once; null takes vLLM's own number for the device.",
+    )
+    max_num_batched_tokens: int | None = setting(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        unit="tokens",
+        example=8192,
+        describe="Most tokens that one step computes, of prompts and answers together; null takes vLLM's own number "
+        "for the device.",
     )
     enforce_eager: bool | None = setting(
         None,
@@ -294,6 +324,24 @@ class CacheSettings(Section):
     )
 
 
+class AffinitySettings(Section):
+    enabled: bool = setting(
+        True,
+        describe="Whether the turns of a conversation run one after the other, and at the worker that keeps its keys "
+        "and values while that one lives and has room.",
+    )
+    spill_load: float = setting(
+        1.5,
+        gt=0.0,
+        le=1000.0,
+        unit="batches per slot",
+        example=3.0,
+        reloadable=True,
+        describe="Unfinished batches in a worker's own queue, for each of its slots, from which on the turns of its "
+        "conversations go to any worker of the engine that is idle.",
+    )
+
+
 class TunerSettings(Section):
     enabled: bool = setting(
         False,
@@ -322,6 +370,52 @@ class TunerSettings(Section):
     enable_cache_size_tuning: bool = setting(
         True, reloadable=True, describe="Whether the tuner may change cache.max_memory_mb."
     )
+    target_latency_ms: float | None = setting(
+        None,
+        gt=0.0,
+        le=3_600_000.0,
+        unit="ms",
+        example=200.0,
+        reloadable=True,
+        describe="Answers within this count as in time, from submission on. null takes batcher.latency_target_ms, and "
+        "where that is null too monitoring.anomaly.latency_threshold_ms.",
+    )
+    min_batch_size: int = setting(
+        1, ge=1, le=4096, unit="requests", example=4, reloadable=True, describe="The tuner sets no smaller batch size."
+    )
+    max_batch_size: int = setting(
+        128,
+        ge=1,
+        le=4096,
+        unit="requests",
+        example=64,
+        reloadable=True,
+        describe="The tuner sets no larger batch size: what the GPU's memory has room for.",
+    )
+    min_batch_timeout_ms: int = setting(
+        1, ge=0, le=600_000, unit="ms", example=5, reloadable=True, describe="The tuner sets no shorter timeout."
+    )
+    max_batch_timeout_ms: int = setting(
+        500, ge=0, le=600_000, unit="ms", example=100, reloadable=True, describe="The tuner sets no longer timeout."
+    )
+    min_cache_mb: int = setting(
+        256, ge=1, le=16_777_216, unit="MB", example=1024, reloadable=True, describe="The tuner sets no smaller cache."
+    )
+    max_cache_mb: int = setting(
+        8192, ge=1, le=16_777_216, unit="MB", example=16384, reloadable=True, describe="The tuner sets no larger cache."
+    )
+    allowed_alerts: DistinctList[AlertType] = setting(
+        (),
+        example=["latency", "latency_anomaly"],
+        reloadable=True,
+        describe="Alerts that the tuner works on under; any other that is open holds it.",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for name in ("batch_size", "batch_timeout_ms", "cache_mb"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if least > most:
+                yield Conflict(f"min_{name}", least, f"at most max_{name}, which is {most}")
 
 
 class OptimizationSettings(Section):
@@ -346,4 +440,5 @@ class OptimizationSettings(Section):
     pytorch: PyTorchSettings = section(PyTorchSettings, "The PyTorch engine: every model, the last of every chain.")
     batcher: BatcherSettings = section(BatcherSettings, "How requests are grouped into batches.")
     cache: CacheSettings = section(CacheSettings, "The key and value cache that later turns of a chat reuse.")
+    affinity: AffinitySettings = section(AffinitySettings, "Which worker the turns of a conversation go to.")
     tuner: TunerSettings = section(TunerSettings, "Automatic adjustment to the load.")

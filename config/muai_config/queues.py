@@ -30,5 +30,16 @@ def shard_queue(shard: int) -> str:
     return f"{INFERENCE}.shard.{shard}"
 
 
+def own_queue(engine: str, life: str) -> str:
+    """The queue of one engine worker, for the conversations whose keys and values it keeps.
+
+    Args:
+        life: tells this life of the worker from all others; what an earlier one kept is gone.
+    """
+    return f"{engine_queue(engine)}.own.{life}"
+
+
+OWN_EXCHANGE: Final = "muai.own"
+"""What the workers' own queues are bound to on AMQP: one that is unbound is sent nothing more."""
 ENGINE_QUEUES: Final[tuple[str, ...]] = tuple(engine_queue(engine) for engine in ALL_ENGINES)
 ALL_QUEUES: Final[tuple[str, ...]] = (*REQUEST_QUEUES, *ENGINE_QUEUES, CONTROL, WORKFLOW)

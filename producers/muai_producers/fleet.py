@@ -7,7 +7,7 @@ within seconds. The picture only steers; a stale one costs time, never a request
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -49,6 +49,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Answers and pieces of answers that its engine has given since it started."""
     model_bytes: dict[str, int] = {}
     """What each model takes of the worker's memory."""
+    queue: str = ""
+    """Its own queue, for the conversations that it keeps; '' where it keeps none."""
 
 
 class Forming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -144,6 +146,11 @@ class FleetView:
     gpus: tuple[GpuRecord, ...] = ()
     """Every GPU that is watched, or was lately; ordered by host and index."""
 
+    own_queues: Mapping[str, str] = field(default_factory=dict)
+    """Every worker's own queue that has not been closed, those of dead workers too, with its engine."""
+    own_outstanding: Mapping[str, int] = field(default_factory=dict)
+    """Batches sent to each own queue and not finished."""
+
     def slots(self, engine: str) -> int:
         """Batches that the engine's live workers run at once."""
         return sum(worker.slots for worker in self.workers if worker.engine == engine)
@@ -179,6 +186,32 @@ class BatchDone:
         return "\t".join(("done", self.engine, str(self.outstanding), str(self.took_s), str(self.size), self.model))
 
 
+@dataclass(frozen=True)
+class OwnBatchDone:
+    """A batch that was sent to a worker's own queue has ended."""
+
+    queue: str
+    outstanding: int
+
+
+@dataclass(frozen=True)
+class TurnsEnded:
+    """Conversations of which a turn has ended, and another waits."""
+
+    conversations: tuple[str, ...]
+
+
+Notice = BatchDone | OwnBatchDone | TurnsEnded
+
+
+def read_notice(notice: str) -> Notice | None:
+    """A notice of the fleet channel that says what has changed; None for one that calls for a look at the whole."""
+    kind, *fields = notice.split("\t")
+    if kind == "own":
+        return OwnBatchDone(fields[0], int(fields[1]))
+    return TurnsEnded(tuple(fields)) if kind == "turns" else BatchDone.from_notice(notice)
+
+
 class Fleet:
     """Reads and writes the announcements.
 
@@ -191,13 +224,28 @@ class Fleet:
         self._client: Any = store.client
         self._keys = store.keys
 
-    def announce(self, record: WorkerRecord, *, is_news: bool = False) -> None:
-        """Say that a worker lives; `is_news` tells the collectors at once."""
+    def announce(self, record: WorkerRecord, *, is_news: bool = False) -> bool:
+        """Say that a worker lives; `is_news` tells the collectors at once.
+
+        Returns:
+            whether its own queue, where it has one, was known: False for the first time, and after it was closed
+            because the worker was taken for dead.
+        """
         pipe = self._client.pipeline(transaction=False)
+        if record.queue:
+            pipe.hset(self._keys.own_queues, record.queue, record.engine)
         pipe.hset(self._keys.workers, record.name, msgspec.json.encode(record))
         pipe.set(self._alive(record.name), 1, px=int(ALIVE_S * 1000))
         if is_news:
             pipe.publish(self._keys.fleet_channel, "workers")
+        replies = pipe.execute()
+        return not (record.queue and replies[0])
+
+    def forget_own_queue(self, queue: str) -> None:
+        """It is closed: nothing is in it, and nothing is sent to it any more."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hdel(self._keys.own_queues, queue)
+        pipe.delete(self._keys.outstanding(queue))
         pipe.execute()
 
     def withdraw(self, name: str) -> None:
@@ -272,10 +320,12 @@ class Fleet:
         pipe.hgetall(self._keys.collectors)
         pipe.hgetall(self._keys.circuits)
         pipe.hgetall(self._keys.gpus)
+        pipe.hgetall(self._keys.own_queues)
         for engine in engines:
             pipe.zcard(self._keys.outstanding(engine))
-        workers, collectors, circuits, gpus, *outstanding = pipe.execute()
+        workers, collectors, circuits, gpus, own, *outstanding = pipe.execute()
         cooling = self._cooling(circuits)
+        own_queues = {queue.decode(): engine.decode() for queue, engine in own.items()}
         return FleetView(
             workers=self._alive_ones(self._keys.workers, "", _decoded(workers, WorkerRecord)),
             collectors=self._alive_ones(self._keys.collectors, COLLECTOR, _decoded(collectors, CollectorRecord)),
@@ -283,7 +333,17 @@ class Fleet:
             cooling_until={key: until for key, (until, _) in cooling.items()},
             outstanding=dict(zip(engines, outstanding, strict=True)),
             gpus=self._gpus_of(gpus, time.time()),
+            own_queues=own_queues,
+            own_outstanding=self._own_outstanding(own_queues),
         )
+
+    def _own_outstanding(self, queues: Collection[str]) -> dict[str, int]:
+        if not queues:
+            return {}
+        pipe = self._client.pipeline(transaction=False)
+        for queue in queues:
+            pipe.zcard(self._keys.outstanding(queue))
+        return dict(zip(queues, pipe.execute(), strict=True))
 
     def _alive_ones(self, key: str, kind: str, records: list[Record]) -> tuple[Record, ...]:
         if not records:

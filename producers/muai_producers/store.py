@@ -58,6 +58,8 @@ class StoreKeys:
         self.runs = f"{prefix}:runs"
         self.fleet_channel = f"{prefix}:fleet"
         self.workers = f"{prefix}:workers"
+        self.own_queues = f"{prefix}:own_queues"
+        """Hash of the workers' own queues, with the engine of each."""
         self.collectors = f"{prefix}:collectors"
         self.gpus = f"{prefix}:gpus"
         self.circuits = f"{prefix}:circuits"
@@ -70,8 +72,18 @@ class StoreKeys:
         """Where workers hear which requests were cancelled."""
 
     def outstanding(self, engine: str) -> str:
-        """Set of the batches that are on the engine's queue or running."""
+        """Set of the batches that are on the engine's queues or running; for the name of a worker's own queue, of those
+        that were sent to that one.
+        """
         return f"{self.prefix}:outstanding:{engine}"
+
+    def turns(self, conversation: str) -> str:
+        """Sorted set of a conversation's turns that have not ended, in their order."""
+        return f"{self.prefix}:turns:{conversation}"
+
+    def conversation_pin(self, conversation: str) -> str:
+        """The own queue of the worker that keeps a conversation's keys and values."""
+        return f"{self.prefix}:pin:{conversation}"
 
     def idempotency(self, tenant: str, key: str) -> str:
         """Where an idempotency key's request id and content digest are kept."""
@@ -99,6 +111,16 @@ class Limits:
         """In the order of the submit script; -1 for unlimited."""
         limits = (self.queue_capacity, self.tenant_max_requests, self.tenant_max_tokens, self.model_max_requests)
         return [-1 if limit is None else limit for limit in limits]
+
+
+@dataclass(frozen=True)
+class Pins:
+    """Conversations that a worker keeps."""
+
+    queue: str
+    """The worker's own."""
+    conversations: Sequence[str]
+    ttl_s: float
 
 
 class StoredState(msgspec.Struct):
@@ -312,10 +334,12 @@ class Store:
         return [self.result_ttl_s, msgspec.json.encode(meta)[:-1], *request_ids]
 
     def start_batch(
-        self, batch_id: str, request_ids: Sequence[str], info: dict[str, Any] | None
+        self, batch_id: str, request_ids: Sequence[str], info: dict[str, Any] | None, pins: Pins | None = None
     ) -> tuple[list[bool], int]:
         """Mark the requests of a batch STARTED, unless `info` is None, and count the start.
 
+        Args:
+            pins: the conversations among them whose keys and values the worker will keep.
         Returns:
             for each request whether it is still to be answered, and how often the batch has been started and not
             finished, this time included.
@@ -325,7 +349,10 @@ class Store:
         args = [0, "", *request_ids] if info is None else self._mark_args(STARTED, request_ids, info)
         pipe.eval(MARK, 0, *args)
         pipe.hincrby(self.keys.runs, batch_id, 1)
-        flags, num_starts = pipe.execute()
+        for conversation in () if pins is None else pins.conversations:
+            assert pins is not None
+            pipe.set(self.keys.conversation_pin(conversation), pins.queue, px=int(pins.ttl_s * 1000))
+        flags, num_starts, *_ = pipe.execute()
         return [bool(flag) for flag in flags], int(num_starts)
 
     def finish_batch(
@@ -335,18 +362,23 @@ class Store:
         now_s: float,
         took_s: float,
         size: int,
-        moved: Iterable[tuple[str, str]] = (),
+        moved: Sequence[tuple[str, str]] = (),
+        ended: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Free a batch's slot and tell the collectors; take a slot for each `(engine, id)` that goes on elsewhere.
 
         Args:
             size: requests that were run.
+            ended: conversations of which a turn has ended, each with that turn's id.
         """
-        engine = batch.engine
-        args: list[Any] = [batch.id, engine, now_s, round(took_s, 6), size, batch.model]
+        engine, keys = batch.engine, self.keys
+        args: list[Any] = [batch.id, engine, now_s, round(took_s, 6), size, batch.model, batch.queue, len(moved)]
         for other_engine, moved_id in moved:
-            args += (self.keys.outstanding(other_engine), moved_id)
-        self._finish(keys=[self.keys.outstanding(engine), self.keys.runs, self.keys.fleet_channel], args=args)
+            args += (keys.outstanding(other_engine), moved_id)
+        for conversation, request_id in ended:
+            args += (keys.turns(conversation), request_id, conversation)
+        names = [keys.outstanding(engine), keys.runs, keys.fleet_channel, keys.outstanding(batch.queue)]
+        self._finish(keys=names, args=args)
 
     def states(self, request_ids: Sequence[str]) -> list[StoredState | None]:
         """As `fetch`, with the results left undecoded."""

@@ -241,12 +241,59 @@ return #ARGV
 """
 )
 
-# KEYS: outstanding of the engine, runs, fleet channel. ARGV: batch id, engine, now_s, seconds that it took, its
-# size, its model, then two per batch that goes on elsewhere: outstanding key, id.
+# KEYS: outstanding of the engine, runs, fleet channel, outstanding of the own queue. ARGV: batch id, engine, now_s,
+# seconds that it took, its size, its model, the worker's own queue that it was sent to ('' for none), how many batches
+# go on elsewhere, then two for each of them: outstanding key, id; then three per turn of a conversation that has ended:
+# its conversation's turns, its id, its conversation. Who holds the next turn back is told that it may go.
 FINISH = """
-for i = 7, #ARGV, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
+local own, last = ARGV[7], 8 + 2 * tonumber(ARGV[8])
+for i = 9, last, 2 do redis.call('ZADD', ARGV[i], ARGV[3], ARGV[i + 1]) end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[1], ARGV[1])
 local left = redis.call('ZCARD', KEYS[1])
+local waited_for = {'turns'}
+for i = last + 1, #ARGV, 3 do
+  redis.call('ZREM', ARGV[i], ARGV[i + 1])
+  if redis.call('EXISTS', ARGV[i]) == 1 then waited_for[#waited_for + 1] = ARGV[i + 2] end
+end
+if own ~= '' then
+  redis.call('ZREM', KEYS[4], ARGV[1])
+  redis.call('PUBLISH', KEYS[3], table.concat({'own', own, redis.call('ZCARD', KEYS[4])}, '\\t'))
+end
+if #waited_for > 1 then redis.call('PUBLISH', KEYS[3], table.concat(waited_for, '\\t')) end
 redis.call('PUBLISH', KEYS[3], table.concat({'done', ARGV[2], left, ARGV[4], ARGV[5], ARGV[6]}, '\\t'))
 """
+
+# KEYS: two per conversation: its turns, its pin. ARGV: how long turns are remembered in seconds, then per conversation:
+# the turn that would go next, how many turns are new, and two for each of those: its place in the order, its id. A turn
+# that may go stands before all others from then on, until it has ended. Returns two per conversation: the turn that is
+# first now, and the pin ('' where that is not the one that was asked for, or there is none).
+TAKE_TURNS = (
+    _IS_TERMINAL
+    + """
+local ttl, at, found = ARGV[1], 2, {}
+for i = 1, #KEYS, 2 do
+  local turns, wanted, count = KEYS[i], ARGV[at], tonumber(ARGV[at + 1])
+  at = at + 2
+  for _ = 1, count do
+    redis.call('ZADD', turns, 'NX', ARGV[at], ARGV[at + 1])
+    at = at + 2
+  end
+  if count > 0 then redis.call('EXPIRE', turns, ttl) end
+  local first = redis.call('ZRANGE', turns, 0, 0)[1]
+  while first and first ~= wanted and is_terminal(redis.call('GET', 'celery-task-meta-' .. first)) do
+    redis.call('ZREM', turns, first)
+    first = redis.call('ZRANGE', turns, 0, 0)[1]
+  end
+  local pin = ''
+  if first == wanted then
+    redis.call('ZADD', turns, 'XX', 0, wanted)
+    redis.call('EXPIRE', turns, ttl)
+    pin = redis.call('GET', KEYS[i + 1]) or ''
+  end
+  found[#found + 1] = first or ''
+  found[#found + 1] = pin
+end
+return found
+"""
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -232,14 +232,26 @@ class KombuSubmitter:
             self._connection.release()
 
 
-def publish_confirmed(channel: Any, messages: Sequence[Encoded], timeout_s: float = 30.0) -> None:
+class UnroutableError(ConnectionError):
+    """The broker has no queues of these names, or they are not bound; other messages of the call may have arrived."""
+
+    def __init__(self, queues: Iterable[str]) -> None:
+        self.queues = frozenset(queues)
+        super().__init__(f"the broker has no queue {', '.join(sorted(self.queues))}")
+
+
+def publish_confirmed(
+    channel: Any, messages: Sequence[Encoded], timeout_s: float = 30.0, *, exchange: str = ""
+) -> None:
     """Publish to named queues and return once the broker has confirmed all of them.
 
     On AMQP the confirmations are awaited together, not one by one; other transports confirm by returning.
 
     Args:
         messages: queue, headers and body of each.
+        exchange: an AMQP exchange to which the queues are bound by their names; '' for the one that has all queues.
     Raises:
+        UnroutableError: AMQP has no such queues there.
         ConnectionError: the broker refused a message or did not confirm in time.
     """
     confirms = _Confirms(channel) if hasattr(channel, "confirm_select") else None
@@ -255,7 +267,7 @@ def publish_confirmed(channel: Any, messages: Sequence[Encoded], timeout_s: floa
         if confirms is None:
             channel.basic_publish(message, exchange="", routing_key=queue)
         else:
-            confirms.publish(message, queue)
+            confirms.publish(message, queue, exchange)
     if confirms is not None:
         confirms.wait(timeout_s)
 
@@ -267,11 +279,11 @@ class _Confirms:
         self._channel = channel
         state = getattr(channel, "_muai_confirms", None)
         if state is None:
-            state = channel._muai_confirms = {"next": 1, "open": set(), "refused": set()}
+            state = channel._muai_confirms = {"next": 1, "open": set(), "refused": set(), "returned": set()}
             channel.confirm_select()
             channel.events["basic_ack"].add(self._settle(state, "open"))
             channel.events["basic_nack"].add(self._settle(state, "refused"))
-            channel.events["basic_return"].add(lambda *_args: state["refused"].add(0))
+            channel.events["basic_return"].add(lambda *args: state["returned"].add(args[2]))
         self._state = state
 
     @staticmethod
@@ -284,14 +296,18 @@ class _Confirms:
 
         return settle
 
-    def publish(self, message: Any, queue: str) -> None:
+    def publish(self, message: Any, queue: str, exchange: str) -> None:
         self._state["open"].add(self._state["next"])
         self._state["next"] += 1
-        self._channel._basic_publish(message, exchange="", routing_key=queue, mandatory=True)
+        self._channel._basic_publish(message, exchange=exchange, routing_key=queue, mandatory=True)
 
     def wait(self, timeout_s: float) -> None:
         while self._state["open"]:
             self._channel.connection.drain_events(timeout=timeout_s)
         if self._state["refused"]:
             self._state["refused"].clear()
-            raise ConnectionError("the broker refused a message, or has no queue of that name")
+            self._state["returned"].clear()
+            raise ConnectionError("the broker refused a message")
+        if self._state["returned"]:
+            returned, self._state["returned"] = self._state["returned"], set()
+            raise UnroutableError(returned)

@@ -126,6 +126,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Wall-clock seconds since the epoch."""
     deaths: int = 0
     """Workers that died while they ran these requests."""
+    queue: str = ""
+    """The own queue of a worker that it was sent to; '' for its engine's queue, which all workers of it consume."""
     after: str = ""
     """The batch in which these requests were tried before; '' for the first."""
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery import Celery
 from tests.receiving import Receiver, receiver
 from tests.transport_support import OwnRedis
 
@@ -17,9 +18,16 @@ from muai_config import Settings, build_settings
 from muai_producers.alerts.records import Alert, Finding
 from muai_producers.alerts.store import CLAIM_S, MAX_HISTORY, AlertStore
 from muai_producers.performance.monitor import PerformanceMonitor
+from muai_producers.performance.recorder import StoreRecorder
+from muai_producers.performance.series import Series
+from muai_producers.performance.store import PerformanceStore
+from muai_producers.runtime_config.editing import ConfigEditor
+from muai_producers.runtime_config.live import LiveSettings
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.scheduled import TaskRuns, overdue
 from muai_producers.store import Store
 from muai_workers.control.scheduling import Deadline, Scheduled, Scheduler
+from muai_workers.control.watching import register_watching
 from muai_workers.monitoring.anomalies import AnomalyDetector
 from muai_workers.monitoring.delivering import MAX_ATTEMPTS, deliveries_of
 from muai_workers.monitoring.destinations import DeliveryError, post
@@ -254,3 +262,38 @@ def test_given_a_task_that_fails_or_stops_running_then_it_is_noted_and_overdue(c
     [told] = overdue([run], run.ended_at + 2.0)
     assert "muai.control.test" in told
     assert overdue([run], run.ended_at + 1.0) == []
+
+
+def test_given_alerts_that_last_when_the_check_is_switched_off_then_they_end_and_nothing_begins(
+    clean_redis: OwnRedis, hook: Receiver
+) -> None:
+    clock = Clock()
+    checker = detector(clean_redis, clock, **hooked(hook))
+    finding = Finding(type="gpu_failure", subject="0", severity="critical", message="it is gone")
+    checker.alerts.report(finding, 1e9)
+    checker.check(Deadline(5.0))
+    assert [alert.subject for alert in checker.alerts.open()] == ["0"]
+    checker.on_settings(settings_for(clean_redis, enabled=False, **hooked(hook)))
+    for _ in range(3):
+        clock.now_s += 20
+        assert checker.check(Deadline(5.0)).began == ()
+    assert checker.alerts.open() == []
+    checker.deliverer.run(Deadline(5.0))
+    assert [body["status"] for body in hook.bodies] == ["firing", "resolved"]
+
+
+@pytest.mark.property(58)
+def test_given_a_threshold_changed_at_run_time_then_the_scheduled_check_goes_by_it(clean_redis: OwnRedis) -> None:
+    settings, store = settings_for(clean_redis, enabled=False), Store(clean_redis.client)
+    app, live = Celery("test", set_as_current=False), LiveSettings(settings, "control")
+    schedule = register_watching(app, live)
+    series = Series("m", "onnx", "embedding")
+    recorder = StoreRecorder(PerformanceStore(store, 604_800))
+    for _ in range(50):
+        recorder.served(series, (10.0, 10.0, 10.0, 10.0, 50.0))
+    recorder.close()
+    changes = {"monitoring.anomaly.enabled": True, "monitoring.anomaly.latency_threshold_ms": 10.0}
+    assert live.apply(ConfigEditor(settings, ConfigVersions(store)).set(changes, by="ada"))
+    assert schedule["check-anomalies"]["task"] == "muai.control.check_anomalies"
+    app.tasks["muai.control.check_anomalies"]()
+    assert ("latency", "m") in {(alert.alert_type, alert.subject) for alert in AlertStore(store).open()}

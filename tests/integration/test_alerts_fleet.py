@@ -158,7 +158,7 @@ def test_given_ten_control_workers_and_a_slow_engine_then_each_destination_hears
         logs = "".join(process.log.read_text() for process in controls)
         assert logs.count("alert latency: noop") == 2, "the log hears of the beginning and of the end"
         runs = {run.task: run for run in TaskRuns(store).all()}
-        expected = {"check_anomalies", "deliver_alerts", "roll_up", "sample_hosts"}
+        expected = {"check_anomalies", "deliver_alerts", "roll_up", "sample_hosts", "tune"}
         assert {name.rpartition(".")[2] for name in runs} >= expected
 
 

@@ -51,11 +51,30 @@ def stack(tmp_path: Path) -> Iterator[GatewayStack]:
 def test_given_any_calls_then_no_fault_of_ours_and_every_answer_is_as_documented(
     stack: GatewayStack, tmp_path: Path
 ) -> None:
-    key, record = new_key("fuzz")
+    paths = httpx.get(f"{stack.url}/openapi.json").json()["paths"]
+    generated = fuzz(stack, tmp_path, sum(len(methods) for methods in paths.values()), CALLS)
+    keep_figure("schemathesis", calls=generated, operations=sum(len(methods) for methods in paths.values()))
+    assert generated >= CALLS
+
+
+@pytest.mark.timeout(120 + CALLS)
+def test_given_an_operators_calls_then_what_runs_the_installation_is_as_documented_too(
+    stack: GatewayStack, tmp_path: Path
+) -> None:
+    paths = httpx.get(f"{stack.url}/openapi.json").json()["paths"]
+    num_operations = sum(len(methods) for path, methods in paths.items() if path.startswith("/api/v1/"))
+    calls = max(3 * num_operations, CALLS // 2)
+    assert fuzz(stack, tmp_path, num_operations, calls, "--include-path-regex", "^/api/v1/", operator=True) >= calls
+
+
+def fuzz(
+    stack: GatewayStack, folder: Path, num_operations: int, calls: int, *options: str, operator: bool = False
+) -> int:
+    """Make so many calls at least; returns how many were made."""
+    key, record = new_key("fuzz", operator=operator)
     Keys(Store(stack.redis.client)).add(record)
     program = Path(sys.executable).with_name("schemathesis")
     assert program.exists() or shutil.which("schemathesis"), "schemathesis is not installed: pip install 'muai[dev]'"
-    num_operations = sum(len(methods) for methods in httpx.get(f"{stack.url}/openapi.json").json()["paths"].values())
     command = [
         str(program),
         "run",
@@ -67,7 +86,7 @@ def test_given_any_calls_then_no_fault_of_ours_and_every_answer_is_as_documented
         "--phases",
         "examples,fuzzing",
         "--max-examples",
-        str(max(1, CALLS // num_operations)),
+        str(max(1, calls // num_operations)),
         "--seed",
         "20" if CALLS < 1000 else str(os.getpid()),
         "--request-timeout",
@@ -78,10 +97,10 @@ def test_given_any_calls_then_no_fault_of_ours_and_every_answer_is_as_documented
         "--no-color",
         "--generation-database",
         "none",
+        *options,
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
     generated = re.search(r"([0-9]+) generated", done.stdout)
     assert generated is not None, done.stdout[-2000:]
-    keep_figure("schemathesis", calls=int(generated[1]), operations=num_operations)
-    assert int(generated[1]) >= CALLS
+    return int(generated[1])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,8 @@ def test_Given_a_disk_that_fills_up_Then_old_logs_go_an_alert_is_raised_and_requ
         logs.mkdir()
         (logs / "w9.log.1").write_bytes(b"x" * 2_000_000)
         (logs / "w9.log.2").write_bytes(b"x" * 2_000_000)
+        an_hour_ago_s = time.time() - 3600
+        os.utime(logs / "w9.log.2", (an_hour_ago_s, an_hour_ago_s))
         config = tmp_path / "muai.yaml"
         document = {
             "queue": {"broker_url": redis.url},
@@ -163,6 +166,7 @@ def test_Given_a_disk_that_fills_up_Then_old_logs_go_an_alert_is_raised_and_requ
                 outcomes = dict(client.results(ids, timeout_s=60))
                 assert all(not isinstance(one, Exception) for one in outcomes.values())
                 wait_until(lambda: not (logs / "w9.log.2").exists(), 60, "the oldest log to go")
+                assert (logs / "w9.log.1").exists(), "no more goes than what is needed"
                 wait_until(lambda: "the disk is full" in output.read_text(), what="the alert")
                 client.infer("plain", "after", timeout_s=60)
         finally:

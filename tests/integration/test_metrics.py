@@ -19,6 +19,8 @@ from muai_producers.monitoring.guard import Standings
 from muai_producers.monitoring.pushing import MetricsPusher
 from muai_producers.monitoring.recorder import Gathered, Recorder, Series
 from muai_producers.monitoring.shared import SharedMetrics, degraded_parts
+from muai_producers.runtime_config.editing import ConfigEditor
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.store import Store
 from muai_workers.monitoring.families import families
 from muai_workers.monitoring.installation import Installation
@@ -106,6 +108,12 @@ def look(settings: Settings) -> dict[Series, float]:
         return installation.look().gauges
     finally:
         installation.close()
+
+
+def test_given_a_capacity_changed_at_run_time_then_the_page_shows_it(muai_settings: Settings, store: Store) -> None:
+    assert look(muai_settings)["muai_queue_capacity", ()] != 77
+    ConfigEditor(muai_settings, ConfigVersions(store)).set({"monitoring.server.queue_capacity": 77}, by="ada")
+    assert look(muai_settings)["muai_queue_capacity", ()] == 77
 
 
 def test_given_requests_that_wait_then_depth_and_age_are_those_of_their_queues(

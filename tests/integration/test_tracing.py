@@ -45,6 +45,8 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         stack = TracedStack(folder, broker, redis.url, endpoint, **tracing)
         kept.callback(stack.stop)
         stack.start()
+        with InferenceClient(stack.settings) as client:
+            client.infer("plain", "warm up", timeout_s=60)  # the model is loaded once
         yield stack, inbox
 
 
@@ -65,7 +67,6 @@ def test_Given_a_request_of_the_plain_client_Then_its_spans_form_the_specified_t
     traced: tuple[TracedStack, Inbox], client: InferenceClient
 ) -> None:
     _, inbox = traced
-    client.infer("plain", "warm up", timeout_s=30)  # the model is loaded once
     request_id = client.submit("plain", "two words", tenant="shop")
     client.result(request_id, timeout_s=30)
     spans = inbox.wait_for(request_id, "request", "routing", "batching")
@@ -157,7 +158,7 @@ from opentelemetry.sdk.trace import TracerProvider
 trace.set_tracer_provider(TracerProvider())
 CeleryInstrumentor().instrument()
 app = Celery(broker=sys.argv[1], backend=sys.argv[2])
-app.conf.task_default_queue_type = "quorum"
+app.conf.task_create_missing_queue_type = "quorum"
 with trace.get_tracer("shop").start_as_current_span("checkout") as span:
     result = app.send_task("muai.infer", kwargs={"model": "plain", "inputs": {"text": "plain"}}, queue="inference")
 result.get(timeout=30)
@@ -181,7 +182,7 @@ def test_Given_a_plain_Celery_producer_without_a_trace_Then_the_request_is_a_roo
     stack, inbox = traced
     queue = stack.settings.queue
     app = Celery("shop", broker=queue.broker_url, backend=queue.state_url, set_as_current=False)
-    app.conf.task_default_queue_type = "quorum"  # as RabbitMQ has it; Redis has no types
+    app.conf.task_create_missing_queue_type = "quorum"  # as RabbitMQ has it; Redis has no types
     task = app.send_task("muai.infer", kwargs={"model": "plain", "inputs": {"text": "plain"}}, queue="inference")
     task.get(timeout=30)
     app.close()
@@ -195,7 +196,7 @@ def test_Given_an_engine_that_fails_Then_the_attempts_are_in_one_trace_and_linke
     _, inbox = traced
     request_id = client.submit("plain", "POISON for the first")
     assert client.result(request_id, timeout_s=30).engine_used == "onnx"
-    spans = inbox.wait_for(request_id, "request")
+    spans = inbox.wait_for(request_id, "request", "inference", "inference")
     tree_of(spans)
     first, second = sorted((s for s in spans if s.name == "inference"), key=lambda s: s.start_ns)
     assert (first.attributes["engine"], second.attributes["engine"]) == ("fake", "onnx")
@@ -219,7 +220,7 @@ def test_Given_a_model_that_an_engine_cannot_load_Then_that_is_in_the_trace_and_
     _, inbox = traced
     request_id = client.submit("unloadable", "a text")
     assert client.result(request_id, timeout_s=30).engine_used == "onnx"
-    spans = inbox.wait_for(request_id, "request", "model_loading")
+    spans = inbox.wait_for(request_id, "request", "model_loading", "model_loading")
     tree_of(spans)
     loadings = sorted((span for span in spans if span.name == "model_loading"), key=lambda span: span.start_ns)
     assert [span.attributes["engine"] for span in loadings] == ["fake", "onnx"]

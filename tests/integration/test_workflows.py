@@ -18,9 +18,12 @@ from tests.transport_support import OwnRedis, wait_until
 from muai_config import build_settings, celery_settings
 from muai_producers.client import InferenceClient
 from muai_producers.errors import DeadlineExceededError, InvalidRequestError, QueueFullError, RequestCancelledError
+from muai_producers.runtime_config.editing import ConfigEditor
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.workflows import ChatGenerateWorkflow, Orchestrator, RAGQAWorkflow
 from muai_producers.workflows.history import RedisHistory
 from muai_producers.workflows.index import PassageIndex
+from muai_producers.workflows.inference import Asked, QueueInference
 from muai_producers.workflows.passages import RedisPassages
 from muai_producers.workflows.runs import WorkflowRuns
 from muai_workers.engines.fake import FakeEngine
@@ -193,6 +196,21 @@ def test_a_control_worker_that_is_killed_in_mid_run_leaves_it_to_another(
     assert len(turns) == 2 * count, "each run is remembered once"
 
 
+def test_a_step_that_runs_again_from_another_state_gets_the_first_answer(
+    stack: GatewayStack, client: InferenceClient
+) -> None:
+    inference = QueueInference(client, "run-1", "default", time.time() + 60)
+
+    def ask(*messages: str) -> list[Asked]:
+        inputs = [{"messages": [{"role": "user", "content": message}]} for message in messages]
+        return inference.infer("talker", inputs, step="generate")
+
+    first = ask("one two", "three four")
+    again = ask("one two and what was said since", "three four")
+    assert [one.outputs["text"] for one in first] == ["two one", "four three"]
+    assert again == first
+
+
 def test_a_run_that_is_cancelled_or_too_late_ends_as_such(runs: WorkflowRuns, client: InferenceClient) -> None:
     late = runs.submit("chat", {"message": "a"}, timeout_s=0.000001)
     with pytest.raises(DeadlineExceededError):
@@ -222,6 +240,11 @@ def test_more_runs_than_the_capacity_are_refused(stack: GatewayStack, client: In
         with pytest.raises(QueueFullError, match="2 of 2 workflow runs"):
             runs.submit("chat", {"message": "a"})
         stack.redis.client.zadd("other:workflows", {"r0": time.time() - 120})
+        assert runs.submit("chat", {"message": "a"})
+        with pytest.raises(QueueFullError):
+            runs.submit("chat", {"message": "a"})
+        ConfigEditor(settings, ConfigVersions(other.store)).set({"monitoring.server.queue_capacity": 9}, by="ada")
+        other.submit("embedder", "a")  # a client looks for changes when it submits
         assert runs.submit("chat", {"message": "a"})
 
 

@@ -91,8 +91,10 @@ def consistent(values: Values) -> Values:
     def effective(key: str) -> Any:
         return next((value for info, value in values.items() if info.key == key), value_of(settings, BY_KEY[key]))
 
-    if effective("optimization.batcher.min_batch_size") > effective("optimization.batcher.max_batch_size"):
-        values = without(values, "optimization.batcher.min_batch_size", "optimization.batcher.max_batch_size")
+    for least in (key for key in BY_KEY if ".min_" in key):
+        most = least.replace(".min_", ".max_")
+        if most in BY_KEY and effective(least) > effective(most):
+            values = without(values, least, most)
     if effective("monitoring.prometheus.port") == effective("monitoring.server.port"):
         values = without(values, "monitoring.prometheus.port", "monitoring.server.port")
     if effective("monitoring.server.health_check_path") == effective("monitoring.server.readiness_check_path"):

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
+import redis
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -69,7 +70,8 @@ class World:
         self.wall_s, self.monotonic_s = 1_000_000.0, 0.0
         self.down = False
         self.last_tag = 0
-        self.client, self.keys = None, _Keys()
+        # Never connected: none of these requests belongs to a conversation.
+        self.client, self.keys, self.result_ttl_s = redis.Redis(), _Keys(), 3600
 
     # the dispatcher's part
 

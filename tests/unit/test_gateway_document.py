@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from muai_config import build_settings
-from muai_producers.gateway import openapi_batches, openapi_files, openapi_watch
+from muai_producers.gateway import openapi_advice, openapi_batches, openapi_config, openapi_files, openapi_watch
 from muai_producers.gateway.answers import ManyReceipts, ModelList, Receipt
 from muai_producers.gateway.app import create_gateway
 from muai_producers.gateway.console import document as console_document
@@ -21,6 +21,7 @@ from muai_producers.gateway.server import is_loopback
 from muai_producers.gateway.standing import Standing
 from muai_producers.gateway.submission import InferenceBody, ManyBody
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
+from muai_producers.runtime_config.versions import ConfigVersion
 from muai_producers.wire import InferenceResult
 
 KINDS = (
@@ -29,6 +30,9 @@ KINDS = (
     *openapi_files.TYPES,
     *openapi_batches.TYPES,
     *openapi_watch.TYPES,
+    *openapi_config.TYPES,
+    *openapi_advice.TYPES,
+    ConfigVersion,
     *console_document.TYPES,
 )
 TYPES = {kind.__name__: kind for kind in (*KINDS, *openai_document.ANSWERS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from muai_config import Settings, build_settings
 from muai_producers.fleet import CollectorRecord, FleetView, WorkerRecord
 from muai_producers.gateway.health import Observer, Picture, health, readiness
+from muai_producers.runtime_config.versions import Applied
 
 COLLECTOR = CollectorRecord(name="c1")
 WORKER = WorkerRecord(name="w1", engine="onnx", slots=1, models_loaded=("m",))
@@ -91,3 +93,17 @@ def test_given_a_broker_apart_from_the_state_store_then_each_is_asked_for_itself
         seen = observer.look()
         observer.close()
     assert (seen.state_error, seen.broker_error) == ("ConnectionError", "ConnectionRefusedError")
+
+
+def test_given_processes_that_could_not_apply_a_version_then_health_names_them_with_the_reason(
+    settings: Settings,
+) -> None:
+    refusals = tuple(Applied(process=f"p{n}", version=2, wanted=3, error="no room") for n in range(12))
+    given = dataclasses.replace(picture(), refusals=refusals)
+    verdict = health(given, settings, uptime_s=1.0, draining=False)
+    assert verdict.status == "degraded"
+    assert len(verdict.reasons) == 11
+    assert verdict.reasons[0].startswith("p0 keeps version 2 ")
+    assert verdict.reasons[0].endswith("cannot apply version 3: no room")
+    assert verdict.reasons[-1] == "and 2 processes more"
+    assert readiness(given, settings, draining=False).ready, "it works on by what it had"

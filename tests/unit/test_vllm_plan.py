@@ -46,6 +46,12 @@ def test_Given_a_GPU_Then_vLLM_chooses_what_the_configuration_leaves_open() -> N
     assert not {"block_size", "kv_cache_memory_bytes", "max_model_len"} & set(arguments)
 
 
+def test_Given_limits_of_a_step_Then_vLLM_is_told_them_and_else_chooses_its_own() -> None:
+    arguments = plan("cuda", vllm={"max_num_seqs": 48, "max_num_batched_tokens": 4096}).arguments
+    assert (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]) == (48, 4096)
+    assert not {"max_num_seqs", "max_num_batched_tokens"} & set(plan("cuda").arguments)
+
+
 def test_Given_swap_space_Then_it_is_main_memory_of_every_GPU_and_a_CPU_says_that_it_has_none() -> None:
     vllm = {"swap_space": 3, "tensor_parallel_size": 2}
     assert plan("cuda", vllm=vllm).arguments["kv_offloading_size"] == 6.0

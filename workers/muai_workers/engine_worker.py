@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,10 +16,11 @@ from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
+from muai_batching.own_queues import own_queue_entity, own_queues_of
 from muai_batching.serving import QuietConsumer
 from muai_batching.transport import pin
 from muai_config.engines import FAKE
-from muai_config.queues import engine_queue
+from muai_config.queues import engine_queue, own_queue
 from muai_config.slots import slots_of
 from muai_producers.connections import state_client
 from muai_producers.errors import EngineUnavailableError, MuaiError
@@ -28,6 +30,7 @@ from muai_producers.monitoring import instruments
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.monitoring.recorder import recorder
 from muai_producers.performance.recorder import recorder_for
+from muai_producers.performance.sampling import end_sampling, offer_sampling
 from muai_producers.runtime_config.following import ConfigFollower
 from muai_producers.runtime_config.live import LiveSettings
 from muai_producers.store import Store
@@ -38,9 +41,9 @@ from muai_workers.engines.base import Engine
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.engines.registry import create_engine
 from muai_workers.execution import BatchRunner, WorkerIdentity
+from muai_workers.gpus.nvml import nvml_library
 from muai_workers.monitoring.machine import MachineWatch
 from muai_workers.monitoring.models import ModelWatch
-from muai_workers.monitoring.sampling import end_sampling, offer_sampling
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -98,7 +101,10 @@ class EngineWorker:
             prefix=settings.queue.key_prefix,
             result_ttl_s=settings.queue.result_ttl_s,
         )
-        identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        keeps = settings.optimization.affinity.enabled and self.engine.capabilities.kv_reuse
+        self.queue = own_queue(engine, uuid.uuid4().hex) if keeps else ""
+        """Its own, for the conversations that it keeps; '' where it keeps none."""
+        identity = WorkerIdentity(self._name, os.environ.get("CUDA_VISIBLE_DEVICES", ""), self.queue)
         self._tracer = create_tracer(settings, "worker")
         self.live.subscribe(self._tracer.reconfigure, settings)
         self.statistics = recorder_for(settings)
@@ -109,7 +115,8 @@ class EngineWorker:
         self.live.subscribe(self.runner.reconfigure, settings)
         self._watches = (ModelWatch(self.engine, recorder), MachineWatch(recorder))
         self._pusher = start_pushing(settings, "engine", name)
-        self._announcer = Announcer(Fleet(store), self._record)
+        own_queues = own_queues_of(settings) if self.queue else None
+        self._announcer = Announcer(Fleet(store), self._record, own_queues)
         self.is_leaving = False
         """Whether batches that have not begun are to go to other workers."""
 
@@ -129,6 +136,7 @@ class EngineWorker:
             in_flight=self.runner.activity.in_flight,
             progress=self.runner.activity.progress,
             model_bytes=self.runner.models.memory_bytes(),
+            queue=self.queue,
         )
 
     def preload(self) -> None:
@@ -220,7 +228,10 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
         worker = EngineWorker(settings, engine, name)
         worker.preload()
         held.append(worker)
-        offer_sampling(app, settings, worker.statistics)
+        if worker.queue:
+            # Celery has chosen its queues by now, and consumes none of them yet.
+            app.amqp.queues.select_add(own_queue_entity(worker.queue, is_redis=settings.queue.broker_is_redis))
+        offer_sampling(app, settings, worker.statistics, nvml_library)
 
     def ready(**_: Any) -> None:
         held[0].open()

@@ -19,6 +19,7 @@ import redis
 from muai_batching.routing import attempt, chain_spent, cools_engine, route
 from muai_config.engines import ALL_ENGINES
 from muai_config.slots import slots_of
+from muai_producers.conversations import conversation_of
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
@@ -39,7 +40,7 @@ from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
 from muai_producers.performance.series import Series
-from muai_producers.store import FAILURE, RETRY, Answer, Store, failure_answer, success_answer
+from muai_producers.store import FAILURE, RETRY, Answer, Pins, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.tracing import NO_TRACER, Tracer, names
 from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
@@ -69,6 +70,8 @@ class WorkerIdentity:
 
     name: str
     gpu: str = ""
+    queue: str = ""
+    """Its own, for the conversations that it keeps; '' where it keeps none."""
 
 
 @dataclass
@@ -207,7 +210,7 @@ class BatchRunner:
             self._end(batch.requests, failure, batch.attempts)
             self.writer.flush()
             self._tracing.give_up(batch)
-            self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0)
+            self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0, ended=_ended_turns(batch))
             return None
 
     def _serve(self, batch: Batch) -> _Run:
@@ -230,6 +233,7 @@ class BatchRunner:
             took_s=run.took_s,
             size=0 if run.again else len(run.requests),
             moved=[(part.engine, part.id) for part in run.again],
+            ended=_ended_turns(run.batch, run.again),
         )
         record_served(self._recorder, run.batch.model, run.batch.engine, run.served)
 
@@ -239,7 +243,7 @@ class BatchRunner:
         info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
         is_quick = self._took_s.get(batch.model, SHOWN_FROM_S) < SHOWN_FROM_S
         ids = [request.id for request in batch.requests]
-        wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info)
+        wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info, self._pins(batch))
         now_s = self._wall_s()
         run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic(), trace=trace)
         series = Series(batch.model, batch.engine, batch.task)
@@ -261,6 +265,13 @@ class BatchRunner:
                 run.requests.append(request)
         trace.prepared(run.requests)
         return run
+
+    def _pins(self, batch: Batch) -> Pins | None:
+        """The conversations of a batch, told as kept here before they are answered: their next turns come at once."""
+        if not self.identity.queue:
+            return None
+        kept = [conversation for conversation, _ in _turns(batch.requests)]
+        return Pins(self.identity.queue, kept, self.settings.optimization.cache.conversation_ttl_s)
 
     def _execute(self, run: _Run) -> list[Batch]:
         batch = run.batch
@@ -423,6 +434,7 @@ class BatchRunner:
             id=str(uuid.uuid4()),
             requests=list(requests),
             received_at=tuple(received[request.id] for request in requests) if received else (),
+            queue="",
             **changes,
         )
 
@@ -454,6 +466,20 @@ class BatchRunner:
         self._statistics.failed(
             Series(request.model, self.engine.name, task), error.code, _ms(request.submitted_at, self._wall_s())
         )
+
+
+def _turns(requests: Sequence[InferenceRequest]) -> Iterator[tuple[str, str]]:
+    """Of those that belong to conversations: the conversation, and the request's id."""
+    for request in requests:
+        conversation = conversation_of(request)
+        if conversation is not None:
+            yield conversation, request.id
+
+
+def _ended_turns(batch: Batch, again: Sequence[Batch] = ()) -> list[tuple[str, str]]:
+    """The turns of a batch that have ended here, rather than go on in `again`."""
+    going_on = {request.id for part in again for request in part.requests}
+    return [(conversation, turn) for conversation, turn in _turns(batch.requests) if turn not in going_on]
 
 
 def _failure(request: InferenceRequest, error: MuaiError) -> Answer:

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -82,6 +83,15 @@ class QoS(stock.QoS):  # type: ignore[misc]
         """Closing the channel returned everything already."""
 
 
+class Broadcasts(stock.PubSub):  # type: ignore[misc]
+    """What a consumer hears of broadcasts. Stock kombu asks when there is something to read, and then waits for all of
+    it for ever: half a message of a connection that has gone silent would hold the consumer's loop."""
+
+    def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
+        """Raises `redis.TimeoutError`, one of the connection's errors, when the rest of a message does not come."""
+        return super().parse_response(block=False, timeout=COMMAND_TIMEOUT_S if block else timeout)
+
+
 class ReliableChannel(stock.Channel):  # type: ignore[misc]
     """What the plain and the Sentinel channel share."""
 
@@ -148,6 +158,12 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
         finally:
             self._sentinel_manager, self._making_ledger = manager, False
         return redis.Redis(connection_pool=pool)
+
+    @cached_property
+    def subclient(self) -> Broadcasts:
+        """Used by kombu for what comes by fanout exchanges."""
+        pool = self._create_client(asynchronous=True).connection_pool
+        return Broadcasts(pool, global_keyprefix=self.global_keyprefix)
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         params: dict[str, Any] = super()._connparams(asynchronous)

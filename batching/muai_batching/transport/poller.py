@@ -12,7 +12,7 @@ from queue import Empty
 from typing import Any
 
 from kombu.utils.eventio import ERR, READ
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from muai_batching.transport import stock
 from muai_batching.transport.ledger import CONNECTION_ERRORS
@@ -22,6 +22,10 @@ PEEK_S = 4.0
 
 #: A Redis over its memory limit refuses peeks; its lists are looked at this often instead.
 REFUSED_PAUSE_S = 0.1
+
+#: What Redis answers when a list has been closed; it may be opened again, and is looked at this often.
+WRONG_TYPE = "WRONGTYPE"
+CLOSED_PAUSE_S = 1.0
 
 #: Once a peek's answer has begun to arrive, the rest of it is waited for this long: the event loop stands still.
 REST_OF_ANSWER_S = 1.0
@@ -66,6 +70,11 @@ class Peek:
             # Such a Redis still lets messages be claimed, and every one done with frees memory.
             self._not_before_s = time.monotonic() + REFUSED_PAUSE_S
             return True
+        except ResponseError as error:
+            if not str(error).startswith(WRONG_TYPE):
+                raise
+            self._not_before_s = time.monotonic() + CLOSED_PAUSE_S
+            return False
 
     def is_overdue(self, now_s: float) -> bool:
         sent_at_s = self._sent_at_s

@@ -38,7 +38,9 @@ local function give_back(claims, deliveries, tag, counted)
     redis.call('HDEL', claims, tag)
     local size, at = string.match(value, '^(%d+):()')
     local payload = string.sub(value, at + size)
-    redis.call('RPUSH', string.sub(value, at, at + size - 1), payload)
+    local list = string.sub(value, at, at + size - 1)
+    if redis.call('TYPE', list).ok == 'string' then list = redis.call('GET', list) end
+    redis.call('RPUSH', list, payload)
     if counted then
         redis.call('HINCRBY', deliveries, redis.sha1hex(payload), 1)
         redis.call('EXPIRE', deliveries, {_DEATHS_KEPT_S})
@@ -86,7 +88,11 @@ end
 
 local has_deaths = redis.call('EXISTS', KEYS[3]) == 1
 local function take(number, limit)
-    local payloads = redis.call('RPOP', KEYS[4 + number], math.min(limit, room))
+    local payloads = redis.pcall('RPOP', KEYS[4 + number], math.min(limit, room))
+    if payloads and payloads.err then
+        if string.find(payloads.err, 'WRONGTYPE', 1, true) then return end  -- it is closed
+        error(payloads.err)
+    end
     if not payloads then return end
     book(KEYS[4 + number], payloads)
     if has_deaths then look_up_deaths(payloads) end
@@ -209,3 +215,20 @@ end
 return moved
 """
 )
+
+# KEYS: list, the list that its messages go to. Moves what waits, in its order, to be consumed next; from then on the
+# first list's key holds the name of the second: what is pushed to it is refused, and what is given back goes there.
+CLOSE_QUEUE = Script(f"""
+local moved = 0
+if redis.call('TYPE', KEYS[1]).ok == 'list' then
+    while redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') do moved = moved + 1 end
+end
+redis.call('SET', KEYS[1], KEYS[2], 'EX', {_DEATHS_KEPT_S})
+return moved
+""")
+
+# KEYS: list. Takes back that it was closed.
+OPEN_QUEUE = Script("""
+if redis.call('TYPE', KEYS[1]).ok == 'string' then redis.call('DEL', KEYS[1]) end
+return 1
+""")

@@ -11,5 +11,6 @@ SentinelChannel: Any = redis.SentinelChannel
 Transport: Any = redis.Transport
 SentinelTransport: Any = redis.SentinelTransport
 MultiChannelPoller: Any = redis.MultiChannelPoller
+PubSub: Any = redis.PrefixedRedisPubSub
 Message: Any = virtual.Message
 QoS: Any = virtual.QoS

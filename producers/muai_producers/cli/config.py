@@ -45,7 +45,8 @@ def _opened(invocation: Invocation) -> Iterator[tuple[ConfigEditor, ConfigVersio
         client.close()
 
 
-def _who() -> str:
+def who() -> str:
+    """Whoever runs this, for the history."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):  # a user id without a name, in a container
@@ -87,7 +88,7 @@ def set_(invocation: Invocation, assignments: tuple[str, ...], why: str) -> None
     changes = read_changes(assignments)
     with _opened(invocation) as (editor, versions):
         before = versions.current_number()
-        _report(editor.set(changes, by=_who(), why=why), before, versions)
+        _report(editor.set(changes, by=who(), why=why), before, versions)
 
 
 @config.command()
@@ -98,7 +99,7 @@ def unset(invocation: Invocation, keys: tuple[str, ...], why: str) -> None:
     """Let settings go by file and environment again."""
     with _opened(invocation) as (editor, versions):
         before = versions.current_number()
-        _report(editor.unset(keys, by=_who(), why=why), before, versions)
+        _report(editor.unset(keys, by=who(), why=why), before, versions)
 
 
 @config.command()
@@ -109,7 +110,7 @@ def rollback(invocation: Invocation, version: int | None, why: str) -> None:
     """Go back to VERSION, or to the one before the latest. 0 takes every change back."""
     with _opened(invocation) as (editor, versions):
         before = versions.current_number()
-        _report(editor.rollback(version, by=_who(), why=why), before, versions)
+        _report(editor.rollback(version, by=who(), why=why), before, versions)
 
 
 @config.command()

@@ -18,6 +18,7 @@ GROUP = "muai.commands"
 EXTRA_BY_MODULE: Mapping[str, str] = {
     "fastapi": "gateway",
     "uvicorn": "gateway",
+    "httptools": "gateway",
     "python_multipart": "gateway",
     "psutil": "worker",
     "pynvml": "worker",
@@ -35,6 +36,7 @@ EXTRA_BY_MODULE: Mapping[str, str] = {
     "prometheus_client": "monitoring",
     "ddsketch": "monitoring",
     "opentelemetry": "monitoring",
+    "matplotlib": "tune",
 }
 
 

@@ -20,10 +20,19 @@ from muai_producers.connections import state_client
 from muai_producers.errors import MuaiError
 from muai_producers.files.folder import FileFolder
 from muai_producers.files.shelf import FileShelf
-from muai_producers.gateway import openapi, openapi_batches, openapi_files, openapi_watch
+from muai_producers.gateway import (
+    openapi,
+    openapi_advice,
+    openapi_batches,
+    openapi_config,
+    openapi_files,
+    openapi_watch,
+)
 from muai_producers.gateway.admission import Admission
+from muai_producers.gateway.advice_routes import AdviceRoutes
 from muai_producers.gateway.batch_routes import BatchRoutes
 from muai_producers.gateway.callers import Doorkeeper
+from muai_producers.gateway.config_routes import ConfigRoutes
 from muai_producers.gateway.console.console import Console
 from muai_producers.gateway.draining import Drain
 from muai_producers.gateway.edge import Edge
@@ -108,8 +117,10 @@ class Gateway:
             settings, self.routes, self.hub, self.streams, self.drain, self.doorkeeper, self._executor
         )
         self.watch_routes = WatchRoutes(settings, store, self._executor)
+        self.config_routes = ConfigRoutes(self.live, store, self._executor, self.routes.builder.check_size)
+        self.advice_routes = AdviceRoutes(self.live, store, self._executor, self.routes.builder.check_size)
         self.console = Console(
-            settings, _version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
+            settings, installed_version(), self._client, self._observer, self.doorkeeper, self.drain, self._executor
         )
         self.always_open = frozenset({server.health_check_path, server.readiness_check_path})
 
@@ -123,6 +134,7 @@ class Gateway:
     def start(self) -> None:
         """Belong to the running event loop."""
         self.live.subscribe(self.routes.on_settings, self.live.started_with)
+        self.live.subscribe(self.console.on_settings, self.live.started_with)
         self._follower.start()
         self._follower.take_sighup()
         self.hub.start()
@@ -161,7 +173,7 @@ def create_gateway(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="MuAI",
-        version=_version(),
+        version=installed_version(),
         docs_url=None,  # the pages that these would be come from other people's servers
         redoc_url=None,
         redirect_slashes=False,
@@ -177,6 +189,8 @@ def create_gateway(settings: Settings) -> FastAPI:
     gateway.file_routes.register(app)
     gateway.batch_routes.register(app)
     gateway.watch_routes.register(app)
+    gateway.config_routes.register(app)
+    gateway.advice_routes.register(app)
     gateway.console.register(app)
     app.add_middleware(
         Edge,
@@ -186,12 +200,20 @@ def create_gateway(settings: Settings) -> FastAPI:
         public=PUBLIC | gateway.console.public,
     )
     app.add_middleware(OpenAIErrors)  # the outermost: what the others refuse is told in the same shape
-    types = (*openapi_files.TYPES, *openapi_batches.TYPES, *openapi_watch.TYPES, *gateway.console.types)
+    types = (
+        *openapi_files.TYPES,
+        *openapi_batches.TYPES,
+        *openapi_watch.TYPES,
+        *openapi_config.TYPES,
+        *openapi_advice.TYPES,
+        *gateway.console.types,
+    )
     app.openapi = functools.partial(openapi.document, app, types)  # type: ignore[method-assign]
     return app
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """This program's version, as documents tell it."""
     try:
         return importlib.metadata.version("muai")
     except importlib.metadata.PackageNotFoundError:

@@ -40,6 +40,8 @@ class Caller:
     """Whether the console shows and does for it what concerns the whole installation."""
     is_confined: bool = False
     """Whether other tenants' requests do not exist for this one. Without keys everybody is the same caller."""
+    who: str = "somebody over HTTP, without a key"
+    """For whoever reads later who it was."""
 
     def sees(self, tenant: str) -> bool:
         """Whether what belongs to `tenant` exists for this caller."""
@@ -175,7 +177,9 @@ class Doorkeeper:
 
 
 def _caller(record: KeyRecord) -> Caller:
-    return Caller(record.tenant, record.limits, is_operator=record.operator, is_confined=True)
+    named = f" ({record.name})" if record.name else ""
+    who = f"key {record.id}{named}, tenant {record.tenant}"
+    return Caller(record.tenant, record.limits, is_operator=record.operator, is_confined=True, who=who)
 
 
 def _asking(ask: Any, items: Sequence[Any]) -> list[Any]:

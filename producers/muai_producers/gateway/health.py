@@ -24,6 +24,7 @@ from muai_producers.connections import state_client
 from muai_producers.fleet import Fleet, FleetView
 from muai_producers.monitoring.guard import guarded, standings
 from muai_producers.monitoring.shared import SharedMetrics, degraded_parts
+from muai_producers.runtime_config.versions import Applied, ConfigVersions
 from muai_producers.scheduled import TaskRuns, overdue
 from muai_producers.store import Store
 
@@ -37,6 +38,7 @@ PROBE_TIMEOUT_S = 3.0
 NEARLY_FULL = 0.9
 MAX_ALERTS_NAMED = 10
 MAX_GPUS_NAMED = 16
+MAX_REFUSALS_NAMED = 10
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +81,8 @@ class Picture:
     """A sentence for each scheduled task that should have run."""
     alerts: tuple[Alert, ...] = ()
     """Those that last."""
+    refusals: tuple[Applied, ...] = ()
+    """Processes that could not apply a version of the runtime configuration, and keep what they had."""
 
 
 def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: bool) -> Health:
@@ -86,7 +90,7 @@ def health(picture: Picture, settings: Settings, *, uptime_s: float, draining: b
     fleet = picture.fleet
     fatal = _unreachable(picture)
     warnings = [] if fatal else [*_missing(fleet, settings), *_strained(picture, settings), *_gpu_troubles(fleet)]
-    warnings += [] if fatal else _watched(picture)
+    warnings += [] if fatal else [*_refused(picture), *_watched(picture)]
     warnings += [f"{part} do not work: {reason}" for part, reason in sorted(picture.monitoring.items())]
     if draining:
         warnings.append("this gateway is stopping")
@@ -153,6 +157,16 @@ def _strained(picture: Picture, settings: Settings) -> list[str]:
     return reasons
 
 
+def _refused(picture: Picture) -> list[str]:
+    reasons = [
+        f"{one.process} keeps version {one.version} of the runtime configuration, for it cannot apply version "
+        f"{one.wanted}: {one.error}"
+        for one in picture.refusals
+    ]
+    more = [f"and {len(reasons) - MAX_REFUSALS_NAMED} processes more"] if len(reasons) > MAX_REFUSALS_NAMED else []
+    return [*reasons[:MAX_REFUSALS_NAMED], *more]
+
+
 def _watched(picture: Picture) -> list[str]:
     alerts = [f"alert {alert.alert_type}: {alert.message}" for alert in picture.alerts]
     more = [f"and {len(alerts) - MAX_ALERTS_NAMED} alerts more"] if len(alerts) > MAX_ALERTS_NAMED else []
@@ -174,6 +188,7 @@ class Observer:
         self._fleet = Fleet(self._store)
         self._runs, self._alerts = TaskRuns(self._store), AlertStore(self._store)
         self._metrics = SharedMetrics(self._store)
+        self._versions = ConfigVersions(self._store)
         self._executor = executor
         self._broker = None if settings.queue.broker_url == settings.queue.state_url else _broker_probe(settings)
         self._looking: asyncio.Future[Picture] | None = None
@@ -191,8 +206,10 @@ class Observer:
     def look(self) -> Picture:
         """Ask the state store and the broker."""
         fleet, in_flight, state_error = FleetView(), None, None
+        refusals: tuple[Applied, ...] = ()
         try:
             fleet, in_flight = self._fleet.view(ALL_ENGINES), self._store.in_flight()
+            refusals = tuple(one for one in self._versions.applied() if one.error)
         except redis.RedisError as error:
             log.warning("the state store does not answer: %s", error)
             state_error = type(error).__name__
@@ -203,7 +220,7 @@ class Observer:
         if state_error is None:
             with guarded("metrics"):
                 monitoring |= degraded_parts(self._metrics.processes())
-        return Picture(state_error, broker_error, fleet, in_flight, monitoring, told, alerts)
+        return Picture(state_error, broker_error, fleet, in_flight, monitoring, told, alerts, refusals)
 
     def _watched(self) -> tuple[tuple[str, ...], tuple[Alert, ...]]:
         """What control workers tell: tasks that are overdue, alerts that last."""

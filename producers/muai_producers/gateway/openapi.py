@@ -142,6 +142,16 @@ _ERRORS = {
     409: ("It contradicts what is known.", "already_finished", "the request has finished and cannot be cancelled"),
     413: ("The body is too large.", "payload_too_large", "the body has more than 16000000 bytes"),
     415: ("The body is not JSON.", "unsupported_media_type", "the body must be application/json, got 'text/plain'"),
+    422: (
+        "The change would make the configuration wrong; `details.problems` has a line for each key.",
+        "invalid_config",
+        "optimization.batcher.max_batch_size: 9999 is not allowed (allowed: an integer from 1 to 4096)",
+    ),
+    424: (
+        "The instance does not answer, or not as a vLLM server does.",
+        "instance_unreachable",
+        "localhost:8000 did not send its metrics within 2 s",
+    ),
     507: ("The disk that files are kept on is full.", "disk_full", "the disk that files are kept on is full"),
     429: ("Full; nothing was enqueued. See `Retry-After`.", "queue_full", "full: 100 of 100 requests are in flight"),
     500: ("A fault of the gateway's.", "internal_error", "an internal error; the gateway's log has more"),
@@ -361,35 +371,43 @@ _TYPES = (
 )
 
 
+def _complete(schemas: dict[str, Any]) -> None:
+    """Say of what passes through undecoded what it is: its type does not show in the type of what carries it."""
+    schemas["Standing"]["properties"]["result"] = {
+        "anyOf": [{"$ref": "#/components/schemas/InferenceResult"}, {"type": "null"}]
+    }
+    # So do the requests of a POST of many: each is checked by itself.
+    schemas["ManyBody"]["properties"]["requests"]["items"] = {"$ref": "#/components/schemas/InferenceBody"}
+
+
 def _any_json(_: type) -> dict[str, Any]:
     """The schema of what passes through undecoded."""
     return {}
 
 
-def document(app: FastAPI, more_types: tuple[type, ...] = ()) -> dict[str, Any]:
+def document(app: FastAPI, more_types: tuple[type, ...] = (), *, is_gateway: bool = True) -> dict[str, Any]:
     """The document; made once, then kept by the application.
 
     Args:
         more_types: bodies and answers that are documented in other modules.
+        is_gateway: whether the application has requests, results and OpenAI's paths at all.
     """
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         _, schemas = msgspec.json.schema_components(
-            (*_TYPES, *more_types), ref_template="#/components/schemas/{name}", schema_hook=_any_json
+            (*(_TYPES if is_gateway else ()), *more_types),
+            ref_template="#/components/schemas/{name}",
+            schema_hook=_any_json,
         )
-        # A result passes through undecoded, so its type does not show in the type of what carries it.
-        schemas["Standing"]["properties"]["result"] = {
-            "anyOf": [{"$ref": "#/components/schemas/InferenceResult"}, {"type": "null"}]
-        }
+        if is_gateway:
+            _complete(schemas)
         for route in app.routes:
             if isinstance(route, APIRoute) and route.methods and route.include_in_schema:
                 operation = made["paths"][route.path_format][min(route.methods).lower()]
                 # As they were given: FastAPI leaves out what is null, in the examples too.
                 operation["responses"] = {str(status): answer for status, answer in route.responses.items()}
-        # So do the requests of a POST of many: each is checked by itself.
-        schemas["ManyBody"]["properties"]["requests"]["items"] = {"$ref": "#/components/schemas/InferenceBody"}
         components = made.setdefault("components", {})
-        components["schemas"] = {**schemas, **openai_schemas()}
+        components["schemas"] = {**schemas, **(openai_schemas() if is_gateway else {})}
         components["securitySchemes"] = SECURITY_SCHEMES
         made["security"] = [{name: []} for name in SECURITY_SCHEMES]
         app.openapi_schema = made

@@ -7,12 +7,14 @@ import os
 import signal
 import ssl
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from muai_producers.cli.invocation import Invocation
+from muai_producers.gateway.advisor import create_advisor
 from muai_producers.gateway.app import create_gateway
 from muai_producers.logs.setup import set_up_logging
 
@@ -28,23 +30,45 @@ KEEP_ALIVE_S = 65
 AFTER_DRAIN_S = 2
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a process serves: its name in logs, and what makes its application."""
+
+    name: str
+    application: str
+
+
+GATEWAY = Served("gateway", "muai_producers.gateway.server:application")
+ADVISOR = Served("advisor", "muai_producers.gateway.server:advisor_application")
+
+
 def application() -> FastAPI:
     """The gateway of a process that serves nothing else, under the configuration of its environment."""
-    invocation = Invocation()
-    set_up_logging(invocation.settings, f"gateway-{os.getpid()}", invocation.env.get("MUAI_LOG_LEVEL", "INFO"))
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return create_gateway(invocation.settings)
+    return create_gateway(_set_up(GATEWAY))
 
 
-def serve(host: str, port: int, *, workers: int, log_level: str, settings: Settings) -> None:
+def advisor_application() -> FastAPI:
+    """The advisor, likewise."""
+    return create_advisor(_set_up(ADVISOR))
+
+
+def _set_up(served: Served) -> Settings:
+    invocation = Invocation()
+    level = invocation.env.get("MUAI_LOG_LEVEL", "INFO")
+    set_up_logging(invocation.settings, f"{served.name}-{os.getpid()}", level)
+    return invocation.settings
+
+
+def serve(host: str, port: int, *, workers: int, log_level: str, settings: Settings, served: Served = GATEWAY) -> None:
     """Serve until told to stop. Blocks."""
     gateway = settings.gateway
-    set_up_logging(settings, f"gateway-{os.getpid()}", log_level)
+    set_up_logging(settings, f"{served.name}-{os.getpid()}", log_level)
     # uvicorn raises the signal that ended it once more when it is done; the end was orderly, so the status is 0.
     previous = {signum: signal.signal(signum, _ignore) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         uvicorn.run(
-            "muai_producers.gateway.server:application",
+            served.application,
             factory=True,
             host=host,
             port=port,

@@ -165,6 +165,14 @@ KV_EVICTIONS = _counter("muai_kv_cache_evictions_total", "Conversations let go f
 KV_HIT_TOKENS = _counter("muai_kv_cache_hit_tokens_total", "Prompt tokens that were not computed again.", "model")
 KV_PROMPT_TOKENS = _counter("muai_kv_cache_prompt_tokens_total", "Prompt tokens of requests that looked.", "model")
 
+CONVERSATION_TURNS = _counter(
+    "muai_conversation_turns_total",
+    "Turns of conversations by where they went: pinned (to the worker that keeps the conversation), spilled (that one "
+    "had too much to do), repinned (it is gone), new (no worker kept it).",
+    "model",
+    "way",
+)
+
 # -- machines --------------------------------------------------------------------------------------------------------
 
 GPU_MEMORY_TOTAL = _gauge("muai_gpu_memory_total_bytes", "Memory of a GPU.", "gpu_id", "host", merge="latest")

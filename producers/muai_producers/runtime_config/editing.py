@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from muai_config.errors import ConfigError, Source
+from muai_config.errors import ConfigError, Problem, Source
 from muai_config.runtime import key_problems, overlaid
 from muai_producers.errors import ConfigConflictError, InvalidConfigError
-from muai_producers.runtime_config.versions import ConfigVersion, ConfigVersions, differing
+from muai_producers.runtime_config.versions import MAX_TEXT, ConfigVersion, ConfigVersions, differing
 
 if TYPE_CHECKING:
     from muai_config import Settings
 
 TRIES = 20
 """Two who edit at once both get their way, one after the other, as long as they change different things."""
-MAX_TEXT = 500
 
 
 class ConfigEditor:
@@ -43,24 +42,35 @@ class ConfigEditor:
         Returns:
             the new version; the one that is there already, when nothing would change.
         """
-        return self._make(lambda old: {**old, **changes}, by, why, expected)
+        return self.change(changes, (), by=by, why=why, expected=expected)
 
     def unset(self, keys: Sequence[str], *, by: str, why: str = "", expected: int | None = None) -> ConfigVersion:
         """Let keys go by files and environments again."""
-        problems = key_problems(keys)
+        return self.change({}, keys, by=by, why=why, expected=expected)
+
+    def change(
+        self, changes: Mapping[str, Any], unset: Sequence[str], *, by: str, why: str = "", expected: int | None = None
+    ) -> ConfigVersion:
+        """Give keys new values and let others go, in one version; as `set`."""
+        problems = key_problems(unset)
+        problems += [Problem(key, "is to be set and unset at once") for key in unset if key in changes]
         if problems:
             raise _invalid(ConfigError(problems))
-        return self._make(lambda old: {k: v for k, v in old.items() if k not in keys}, by, why, expected)
+        gone = set(unset)
+        return self._make(
+            lambda old: {**{key: value for key, value in old.items() if key not in gone}, **changes}, by, why, expected
+        )
 
-    def rollback(self, to: int | None = None, *, by: str, why: str = "") -> ConfigVersion:
+    def rollback(self, to: int | None = None, *, by: str, why: str = "", expected: int | None = None) -> ConfigVersion:
         """Go back to an earlier version, as a new one.
 
         Args:
             to: its number; None: the one before the latest. 0: nothing is overridden any more.
+            expected: as `set` has it; None: the version that is the latest now.
         Raises:
             UnknownVersionError: there is none of that number.
         """
-        latest = self._versions.current_number()
+        latest = self._versions.current_number() if expected is None else expected
         number = max(0, latest - 1) if to is None else to
         target = self._versions.version(number)
         return self._make(lambda _: dict(target.overrides), by, why, latest, restores=number)

@@ -12,6 +12,8 @@ from muai_producers.errors import ConfigConflictError, UnknownVersionError
 from muai_producers.store import Store
 
 KEPT_VERSIONS = 1000
+MAX_TEXT = 500
+"""Characters of who and why that are kept."""
 APPLIED_S = 30
 """How long a process's word on what it applies counts; it is renewed three times in that time."""
 

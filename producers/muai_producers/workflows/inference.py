@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from muai_producers.client import InferenceClient
-from muai_producers.errors import DeadlineExceededError, MuaiError, ResultTimeoutError
+from muai_producers.errors import DeadlineExceededError, IdempotencyConflictError, MuaiError, ResultTimeoutError
 from muai_producers.wire import Parameters
 
 
@@ -75,23 +75,37 @@ class QueueInference:
         left_s = self._deadline_s - time.time()
         if left_s <= 0:
             raise self._too_late(step)
-        ids = self._client.submit_many(
-            {
-                "model": model,
-                "inputs": one,
-                "parameters": dict(parameters or {}),
-                "tenant": self._tenant,
-                "conversation_id": conversation_id,
-                "deadline": self._deadline_s,
-                "idempotency_key": f"workflow/{self._run_id}/{step}/{number}",
-            }
+        ids = [
+            self._submit(
+                {
+                    "model": model,
+                    "inputs": one,
+                    "parameters": dict(parameters or {}),
+                    "tenant": self._tenant,
+                    "conversation_id": conversation_id,
+                    "deadline": self._deadline_s,
+                    "idempotency_key": f"workflow/{self._run_id}/{step}/{number}",
+                }
+            )
             for number, one in enumerate(inputs)
-        )
+        ]
         try:
             outcomes = dict(self._client.results(ids, timeout_s=left_s))
         except ResultTimeoutError as error:
             raise self._too_late(step) from error
         return [_asked(request_id, outcomes[request_id]) for request_id in ids]
+
+    def _submit(self, fields: Mapping[str, Any]) -> str:
+        """The id of the request, or of the one that this step of this run made before.
+
+        After a crash a step may run again from another state: what a conversation remembers has grown meanwhile. The
+        key is the run's own, so what was asked first is what the run asked.
+        """
+        try:
+            (request_id,) = self._client.submit_many([fields])
+        except IdempotencyConflictError as error:
+            return str(error.details["request_id"])
+        return request_id
 
     def _too_late(self, step: str) -> DeadlineExceededError:
         return DeadlineExceededError(

@@ -152,7 +152,7 @@ class WorkflowRuns:
         return run.id
 
     def _count_in(self, run: Run, now_s: float) -> None:
-        allowed = self._settings.monitoring.server.queue_capacity
+        allowed = self._client.settings.monitoring.server.queue_capacity
         client: Any = self._store.client
         running = int(client.eval(_COUNT_IN, 1, self._runs_key, now_s - GRACE_S, allowed, run.id, run.deadline))
         if running >= 0:

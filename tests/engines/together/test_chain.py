@@ -23,7 +23,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
     from muai_workers.models.tiny import build_tiny_causal
 
     folder: Path = tmp_path_factory.mktemp("chain")
-    writer = f"folder:{build_tiny_causal(folder / 'writer', train=False, context_tokens=1024)}"
+    writer = f"folder:{build_tiny_causal(folder / 'writer', train=False, context_tokens=4096)}"
     strange = f"folder:{build_strange_causal(folder / 'strange')}"
 
     def model(source: str, *engines: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_given_a_long_request_when_a_short_one_follows_then_the_short_one_is_ans
     fleet: EngineFleet, model: str
 ) -> None:
     served(fleet, model)  # loaded
-    long = fleet.client.submit(model, PROMPT, stream=True, parameters={"max_tokens": 900})
+    long = fleet.client.submit(model, PROMPT, stream=True, parameters={"max_tokens": 3000})
     stream = fleet.client.stream(long, timeout_s=LIMIT_S)
     assert next(stream).kind == "text"
     short = fleet.client.submit(model, PROMPT, parameters={"max_tokens": 1})
@@ -95,11 +95,12 @@ def test_given_an_export_that_is_not_exact_enough_then_the_original_serves_and_t
 
 def test_given_vllm_killed_in_mid_generation_then_the_next_engine_answers_what_it_had_not(fleet: EngineFleet) -> None:
     served(fleet, "writer")
-    ids = [fleet.client.submit("writer", f"{PROMPT} {n}", parameters={"max_tokens": 700}) for n in range(3)]
-    told = fleet.client.submit("writer", PROMPT, stream=True, parameters={"max_tokens": 700})
-    stream = fleet.client.stream(told, timeout_s=LIMIT_S)
-    events = [next(stream) for _ in range(3)]
     family = fleet.family("vllm")
+    long = {"max_tokens": 3000}
+    ids = [fleet.client.submit("writer", f"{PROMPT} {n}", parameters=long) for n in range(3)]
+    told = fleet.client.submit("writer", PROMPT, stream=True, parameters=long)
+    stream = fleet.client.stream(told, timeout_s=LIMIT_S)
+    events = [next(stream)]
     fleet.kill("vllm")
     events += stream
     results = [fleet.client.result(one, timeout_s=LIMIT_S) for one in (*ids, told)]

@@ -22,6 +22,7 @@ LIMIT_S = 300.0
 PROGRAM = """
 import sys, time
 from pathlib import Path
+from tests import models
 from muai_workers.engines.vllm import VLLMEngine
 
 def main():
@@ -47,11 +48,15 @@ def test_a_supervisor_ends_what_a_killed_worker_left(tmp_path: Path) -> None:
     output = process.start(time.monotonic(), {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert process.popen is not None
     # vLLM says more than a pipe holds.
-    reader = threading.Thread(target=output.read)
+    said: list[bytes] = []
+    reader = threading.Thread(target=lambda: said.append(output.read()))
     reader.start()
     try:
         wait_until(lambda: loaded.exists() or process.popen is None or process.popen.poll() is not None, LIMIT_S)
-        assert loaded.exists()
+        if not loaded.exists():
+            process.kill()
+            reader.join(timeout=30)
+            pytest.fail(b"".join(said).decode(errors="replace")[-4000:])
         family = psutil.Process(process.popen.pid).children(recursive=True)
         assert len(family) >= 2
         os.kill(process.popen.pid, signal.SIGKILL)

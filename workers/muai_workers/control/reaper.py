@@ -71,10 +71,13 @@ class Reaper:
         with self._app.connection_for_write() as connection:
             channel = connection.default_channel
             depths = {queue: self._depth(connection, queue) for queue in map(engine_queue, ALL_ENGINES)}
+            waiting = {engine for queue, engine in view.own_queues.items() if self._depth(connection, queue)}
             for engine in self._deserted(view, depths):
                 reaped.rerouted += self._reroute(channel, engine, view)
             reaped.ghosts = sum(
-                self._forget_ghosts(engine) for engine in ALL_ENGINES if not depths[engine_queue(engine)]
+                self._forget_ghosts(engine)
+                for engine in ALL_ENGINES
+                if not depths[engine_queue(engine)] and engine not in waiting
             )
             if not any(self._depth(connection, queue) for queue in REQUEST_QUEUES):
                 reaped.orphans = self._release_orphans()
@@ -116,6 +119,7 @@ class Reaper:
             onward = msgspec.structs.replace(
                 batch,
                 engine=way.engine,
+                queue="",
                 chain=way.rest,
                 attempts=(*batch.attempts, attempt(engine, absent), *way.skipped),
             )

@@ -117,7 +117,7 @@ def register(app: Celery, live: LiveSettings) -> None:
         "batches": _every(BATCHES_TASK, BATCHES_EVERY_S),
         "webhooks": _every(WEBHOOKS_TASK, WEBHOOKS_EVERY_S),
         "sweep-files": _every(SWEEP_TASK, SWEEP_EVERY_S),
-        **register_watching(app, settings),
+        **register_watching(app, live),
     }
     # Every task repeats at an interval, so there is nothing to remember on disk between runs.
     app.conf.beat_scheduler = "celery.beat:Scheduler"

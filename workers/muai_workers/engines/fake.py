@@ -68,7 +68,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A batch with an input that holds it takes `slow_ms` longer."""
     slow_ms: float = 2000.0
     keeps_conversations: bool = False
-    """Its cache is said to hold a megabyte of each conversation; nothing is."""
+    """Its cache is said to hold a megabyte of each conversation, and to be found by its later turns; nothing is."""
     out_of_memory_above: int | None = None
     """Larger batches raise `OutOfMemoryError`."""
     unavailable: str | None = None
@@ -106,6 +106,8 @@ class FakeEngine:
     ) -> None:
         self.name = name
         self.options = options or FakeOptions()
+        if self.options.keeps_conversations:
+            self.capabilities = dataclasses.replace(self.capabilities, kv_reuse=True)
         self.runs: deque[tuple[str, ...]] = deque(maxlen=REMEMBERED_RUNS)
         """Ids of the requests of each call of `run`, oldest first, the last `REMEMBERED_RUNS`."""
         self.loads = 0
@@ -174,10 +176,12 @@ class FakeEngine:
             latency_ms += self.options.slow_ms
         if latency_ms:
             self._sleep(latency_ms / 1000)
-        if self.options.keeps_conversations:
-            self._remember(spec.name, requests)
+        known = self._remember(spec.name, requests) if self.options.keeps_conversations else frozenset()
         for request in requests:
             completion = self._complete(spec, task, request)
+            if completion.output is not None and request.id in known:
+                found = dataclasses.replace(completion.output, cache_hit=True)
+                completion = dataclasses.replace(completion, output=found)
             if completion.output is not None and request.stream and "text" in completion.output.outputs:
                 yield from self._pieces(request, completion.output.outputs["text"])
             if request.id in self._aborted:
@@ -197,7 +201,9 @@ class FakeEngine:
         with self._lock:
             self._aborted.update(self._running.intersection(request_ids))
 
-    def _remember(self, model: str, requests: Sequence[InferenceRequest]) -> None:
+    def _remember(self, model: str, requests: Sequence[InferenceRequest]) -> frozenset[str]:
+        """Keep what is said to be kept; returns the requests whose conversation was known."""
+        hits = set()
         with self._lock:
             for request in requests:
                 if request.conversation_id is None:
@@ -206,6 +212,8 @@ class FakeEngine:
                 known = self._conversations.setdefault(model, set())
                 is_hit = (request.tenant, request.conversation_id) in known
                 known.add((request.tenant, request.conversation_id))
+                if is_hit:
+                    hits.add(request.id)
                 tokens = len(str(request.inputs).split())
                 self._cache[model] = dataclasses.replace(
                     before,
@@ -216,6 +224,7 @@ class FakeEngine:
                     hit_tokens=before.hit_tokens + is_hit * tokens,
                     prompt_tokens=before.prompt_tokens + tokens,
                 )
+        return frozenset(hits)
 
     def cache_statistics(self) -> Mapping[str, CacheStatistics]:
         with self._lock:

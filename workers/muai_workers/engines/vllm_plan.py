@@ -66,6 +66,10 @@ def plan_vllm(spec: ModelSpec, folder: Path, settings: Settings, device: Device)
     degraded: list[str] = []
     if vllm.max_model_len is not None:
         arguments["max_model_len"] = vllm.max_model_len
+    if vllm.max_num_seqs is not None:
+        arguments["max_num_seqs"] = vllm.max_num_seqs
+    if vllm.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = vllm.max_num_batched_tokens
     block_size = vllm.block_size or (CPU_BLOCK_TOKENS if device == "cpu" else None)
     if block_size is not None:
         arguments["block_size"] = block_size

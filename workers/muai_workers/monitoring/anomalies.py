@@ -69,11 +69,23 @@ class AnomalyDetector:
         self.deliverer = Deliverer(self.alerts, self._settings, wall_s)
         self._look = FleetLook(settings, store, monitor, queues or queue_reader(settings), wall_s)
 
+    def on_settings(self, settings: Settings) -> None:
+        """Work by these settings from the next check on."""
+        self._settings = settings.monitoring.anomaly
+        self._is_on = settings.monitoring.enabled and self._settings.enabled
+        self.deliverer.on_settings(self._settings)
+        self._look.on_settings(settings)
+
     def check(self, deadline: Deadline) -> Checked:
-        """Look at the fleet, and tell what has begun and what has ended."""
-        if not self._is_on:
-            return Checked(0)
+        """Look at the fleet, and tell what has begun and what has ended.
+
+        Switched off, it lets the alerts that last come to their end: nobody would ever end them else.
+        """
         now_s = self._wall_s()
+        if not self._is_on:
+            if self.alerts.open():
+                self._commit([], now_s)
+            return Checked(0)
         found = [*findings(self._look.take(), self._settings), *self.alerts.reports(now_s)]
         step = self._commit(found, now_s)
         if step is None:

@@ -66,6 +66,10 @@ class Deliverer:
         self._settings = settings
         self._wall_s = wall_s
 
+    def on_settings(self, settings: AnomalySettings) -> None:
+        """Send where these say from now on."""
+        self._settings = settings
+
     def run(self, deadline: Deadline) -> int:
         """Send what is due, until nothing is or the time is up; returns how many notices were taken.
 

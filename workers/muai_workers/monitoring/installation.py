@@ -22,6 +22,9 @@ from muai_producers.monitoring.instruments import OTHER
 from muai_producers.monitoring.recorder import Gathered, Reading, Series
 from muai_producers.monitoring.shared import SharedMetrics, Totals, degraded_parts
 from muai_producers.queue_depths import priority_of, queue_reader
+from muai_producers.runtime_config.live import LiveSettings
+from muai_producers.runtime_config.looking import Looker
+from muai_producers.runtime_config.versions import ConfigVersions
 from muai_producers.store import Store
 from muai_workers.monitoring.machine import GpuReading, gpu_readings
 
@@ -48,10 +51,12 @@ class Installation:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._live = LiveSettings(settings)
         self._client: Any = state_client(settings.queue.state_url, timeout_s=2.0)
         self._store = Store(self._client, prefix=settings.queue.key_prefix)
         self._fleet = Fleet(self._store)
         self._shared = SharedMetrics(self._store)
+        self._looker = Looker(self._live, ConfigVersions(self._store))
         self._dead_letters = DeadLetters(self._store)
         self._queues: Any = None
 
@@ -88,7 +93,8 @@ class Installation:
             yield instruments.DEGRADED, (part,), 1.0
 
     def _from_store(self, sums: Gathered) -> list[Reading]:
-        keys = self._store.keys
+        self._looker.look_now_and_then()
+        keys, settings = self._store.keys, self._live.current
         pipe = self._client.pipeline(transaction=False)
         pipe.hlen(keys.inflight).hgetall(keys.stats).hgetall(keys.load)
         in_flight, stats, load = pipe.execute()
@@ -96,9 +102,9 @@ class Installation:
             sums.counters[instrument.name, ()] = float(stats.get(name, 0))
         readings: list[Reading] = [
             (instruments.IN_FLIGHT, (), float(in_flight)),
-            (instruments.CAPACITY, (), float(self._settings.monitoring.server.queue_capacity)),
+            (instruments.CAPACITY, (), float(settings.monitoring.server.queue_capacity)),
             (instruments.DEAD_LETTERS, (), float(len(self._dead_letters))),
-            *fleet_readings(self._fleet.view(ALL_ENGINES), self._settings),
+            *fleet_readings(self._fleet.view(ALL_ENGINES), settings),
         ]
         by_tenant = {name[2:].decode(): float(count) for name, count in load.items() if name.startswith(b"t:")}
         return readings + [

@@ -55,6 +55,10 @@ class FleetLook:
         self._queues = queues
         self._wall_s = wall_s
 
+    def on_settings(self, settings: Settings) -> None:
+        """Look as these settings say from now on."""
+        self._settings = settings
+
     def take(self) -> Look:
         """Look now."""
         anomaly = self._settings.monitoring.anomaly

@@ -49,6 +49,11 @@ class Console:
             self.types = document.TYPES
         self._index = IndexRoute(settings, version, self._pages)
 
+    def on_settings(self, settings: Settings) -> None:
+        """Show what these settings say from now on, as far as they are reloadable."""
+        if self._lookout is not None:
+            self._lookout.on_settings(settings)
+
     def register(self, app: FastAPI) -> None:
         """Give the application the paths."""
         self._index.register(app)

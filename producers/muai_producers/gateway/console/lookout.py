@@ -65,6 +65,10 @@ class Lookout:
         self._looking: asyncio.Future[Look] | None = None
         self._looked_s = 0.0
 
+    def on_settings(self, settings: Settings) -> None:
+        """Tell by these settings from now on, as far as they are reloadable."""
+        self._settings = settings
+
     async def overview(self, caller: Caller) -> Overview:
         """How things stand, as far as the caller may see; what does not answer is said, not raised."""
         picture, look = await asyncio.gather(self._observer.picture(), self._look())

@@ -6,10 +6,12 @@ thread of its own, never by the loop that heard of it.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import control_command
@@ -18,7 +20,6 @@ from muai_producers.connections import state_client
 from muai_producers.monitoring.guard import guarded
 from muai_producers.performance.recorder import StatisticsRecorder
 from muai_producers.performance.series import Host
-from muai_workers.gpus.nvml import nvml_library
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -33,10 +34,19 @@ _SAMPLER = "muai_host_sampler"
 """The attribute of a Celery application that holds its process's sampler."""
 
 
-class HostSampler:
-    """Samples this host when asked to, unless another process of it just has."""
+def _pynvml() -> Any:
+    return importlib.import_module("pynvml")
 
-    def __init__(self, settings: Settings, recorder: StatisticsRecorder) -> None:
+
+class HostSampler:
+    """Samples this host when asked to, unless another process of it just has.
+
+    Args:
+        nvml: gives NVIDIA's management library; raises ImportError where it is not installed.
+    """
+
+    def __init__(self, settings: Settings, recorder: StatisticsRecorder, nvml: Callable[[], Any] = _pynvml) -> None:
+        self._nvml = nvml
         self._client: Any = state_client(settings.queue.state_url, timeout_s=1.0, retries=0)
         self._host = Host(socket.gethostname())
         self._lock = f"{settings.queue.key_prefix}:lock:sample:{self._host.name}"
@@ -57,8 +67,10 @@ class HostSampler:
         self._client.close()
 
     def _run(self) -> None:
-        with guarded("statistics"):
-            self._probe = ResourceProbe()
+        try:
+            self._probe = ResourceProbe(self._nvml)
+        except ModuleNotFoundError:
+            log.info("this process samples no host: that needs pip install 'muai[worker]'")
         while self._asked.get():
             with guarded("statistics"):
                 self._sample()
@@ -71,15 +83,17 @@ class HostSampler:
 class ResourceProbe:
     """Reads how much of a host's resources is in use, in percent.
 
+    Args:
+        nvml: gives NVIDIA's management library; raises ImportError where it is not installed.
     Raises:
         ModuleNotFoundError: psutil is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nvml: Callable[[], Any] = _pynvml) -> None:
         import psutil
 
         self._psutil = psutil
-        self._nvml, self._gpus = _gpu_handles()
+        self._nvml, self._gpus = _gpu_handles(nvml)
         psutil.cpu_percent(None)  # the first reading tells of nothing, the others of the time since the one before
 
     def read(self) -> dict[str, float]:
@@ -95,10 +109,10 @@ class ResourceProbe:
         return used
 
 
-def _gpu_handles() -> tuple[Any, list[Any]]:
+def _gpu_handles(library: Callable[[], Any]) -> tuple[Any, list[Any]]:
     """The library and what it knows each GPU by; no GPUs where there is no library or no driver."""
     try:
-        nvml = nvml_library()
+        nvml = library()
     except ImportError:
         return None, []
     try:
@@ -108,9 +122,11 @@ def _gpu_handles() -> tuple[Any, list[Any]]:
         return nvml, []
 
 
-def offer_sampling(app: Celery, settings: Settings, recorder: StatisticsRecorder) -> None:
-    """Have this application's worker sample its host when the broadcast comes."""
-    setattr(app, _SAMPLER, HostSampler(settings, recorder))
+def offer_sampling(
+    app: Celery, settings: Settings, recorder: StatisticsRecorder, nvml: Callable[[], Any] = _pynvml
+) -> None:
+    """Have this application's worker sample its host when the broadcast comes. `nvml`: see `HostSampler`."""
+    setattr(app, _SAMPLER, HostSampler(settings, recorder, nvml))
 
 
 def end_sampling(app: Celery) -> None:

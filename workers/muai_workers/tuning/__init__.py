@@ -1,0 +1,1 @@
+"""Finding good settings: the automatic tuner, and sweeps by hand."""
