@@ -249,14 +249,14 @@ class GpuSettings(Section):
     check_every_s: float = setting(
         2.0, ge=0.1, le=5.0, unit="s", example=1.0, describe="How often the GPUs are looked at."
     )
-    hang_s: float = setting(
+    hang_s: float | None = setting(
         300.0,
-        ge=0.0,
+        ge=5.0,
         le=86_400.0,
         unit="s",
         example=600.0,
         describe="How long a worker may have work in its engine without answering any of it and without its GPUs' "
-        "utilization changing, before the GPUs count as hung; 0 switches the watchdog off.",
+        "utilization changing, before the GPUs count as hung; null switches the watchdog off.",
     )
     quarantine_s: float = setting(
         60.0,

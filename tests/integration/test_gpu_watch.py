@@ -96,7 +96,7 @@ def test_given_a_worker_that_gets_nothing_done_then_its_gpu_hangs_and_it_is_kill
     make: Make, fleet: Fleet, muai_settings: Settings
 ) -> None:
     watch = make()
-    hang_s = muai_settings.monitoring.gpus.hang_s
+    hang_s = muai_settings.monitoring.gpus.hang_s or 0.0
     working(fleet)
     watch.look(RUNNING, 0.0, 1000.0)
     watch.look(RUNNING, hang_s - 1, 1000.0)
@@ -122,7 +122,7 @@ def test_given_a_worker_that_falls_silent_with_work_in_its_engine_then_it_hangs_
     working(fleet)
     watch.look(RUNNING, 0.0, 1000.0)
     fleet.withdraw(f"w-gpu2@{socket.gethostname()}")
-    watch.look(RUNNING, muai_settings.monitoring.gpus.hang_s, 1000.0)
+    watch.look(RUNNING, muai_settings.monitoring.gpus.hang_s or 0.0, 1000.0)
     assert set(watch.holds()) == {"w-gpu2"}
 
 
@@ -133,7 +133,7 @@ def test_given_a_new_run_of_the_worker_then_what_the_old_one_did_counts_no_more(
     working(fleet)
     watch.look(RUNNING, 0.0, 1000.0)
     restarted = {**RUNNING, "w-gpu2": Standing(202, None)}
-    watch.look(restarted, muai_settings.monitoring.gpus.hang_s, 1000.0)
+    watch.look(restarted, muai_settings.monitoring.gpus.hang_s or 0.0, 1000.0)
     assert not watch.holds()
 
 

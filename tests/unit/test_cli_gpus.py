@@ -5,7 +5,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
-from muai_config import build_settings
+from muai_config import ConfigError, build_settings
 from muai_workers.cli import worker as worker_cli
 from muai_workers.cli.gpus import group_gpus, group_size, parse_gpus, with_tensor_parallel
 
@@ -78,3 +78,9 @@ def test_Given_prefork_Then_it_is_refused_with_the_reason() -> None:
     result = CliRunner().invoke(worker_cli.worker, ["--engine", "fake", "--pool", "prefork"])
     assert result.exit_code == 2
     assert "CUDA cannot be used" in result.output
+
+
+def test_Given_a_hang_time_shorter_than_workers_tell_Then_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="hang_s"):
+        build_settings({"monitoring": {"gpus": {"hang_s": 2.0}}}, {})
+    assert build_settings({"monitoring": {"gpus": {"hang_s": None}}}, {}).monitoring.gpus.hang_s is None

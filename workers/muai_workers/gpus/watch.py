@@ -72,7 +72,7 @@ class GpuWatch:
         suffix: str = "",
     ) -> None:
         options = settings.monitoring.gpus
-        self._rules = Rules(options.hang_s, options.quarantine_s, options.max_temperature_c)
+        self._rules = Rules(options.hang_s or 0.0, options.quarantine_s, options.max_temperature_c)
         self._every_s = options.check_every_s
         self._grace_s = grace_s
         self._host = socket.gethostname()
