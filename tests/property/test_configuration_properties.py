@@ -91,8 +91,11 @@ def consistent(values: Values) -> Values:
     def effective(key: str) -> Any:
         return next((value for info, value in values.items() if info.key == key), value_of(settings, BY_KEY[key]))
 
-    if effective("optimization.batcher.min_batch_size") > effective("optimization.batcher.max_batch_size"):
-        values = without(values, "optimization.batcher.min_batch_size", "optimization.batcher.max_batch_size")
+    bounded = ("batcher.{}_batch_size", "tuner.{}_batch_size", "tuner.{}_batch_timeout_ms", "tuner.{}_cache_mb")
+    for name in bounded:
+        ends = [f"optimization.{name.format(end)}" for end in ("min", "max")]
+        if effective(ends[0]) > effective(ends[1]):
+            values = without(values, *ends)
     if effective("monitoring.prometheus.port") == effective("monitoring.server.port"):
         values = without(values, "monitoring.prometheus.port", "monitoring.server.port")
     if effective("monitoring.server.health_check_path") == effective("monitoring.server.readiness_check_path"):
