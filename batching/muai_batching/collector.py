@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,8 @@ class Collector:
         self.assembler = Assembler(policy_from(settings))
         self.conversing = Conversing(settings, turns or Conversations(store), self.assembler, self._metrics)
         self.fleet = FleetView()
+        self._arrived: Counter[tuple[str, str]] = Counter()
+        """Of each model and task, since the last tick."""
         self._store = store
         self._dead_letters = DeadLetters(store)
         self._dispatcher = dispatcher
@@ -172,7 +175,7 @@ class Collector:
         self._tracing.routed(request)
         item = Waiting(request, tokens, self._monotonic_s(), handle, num_bytes=len(message.body))
         self.assembler.add(self.conversing.take_in(key, item), item)
-        self.statistics.arrived(key.model, key.task)
+        self._arrived[key.model, key.task] += 1
         self._unmarked.append(item)
 
     def _check_size(self, message: Any) -> None:
@@ -237,6 +240,9 @@ class Collector:
         Returns:
             seconds after which to call again though nothing happens; None: not needed.
         """
+        for (model, task), count in self._arrived.items():
+            self.statistics.arrived(model, task, count)
+        self._arrived.clear()
         try:
             self._settle_refused()
             self._pass_on()

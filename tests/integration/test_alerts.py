@@ -290,7 +290,7 @@ def test_given_a_threshold_changed_at_run_time_then_the_scheduled_check_goes_by_
     series = Series("m", "onnx", "embedding")
     recorder = StoreRecorder(PerformanceStore(store, 604_800))
     for _ in range(50):
-        recorder.served(series, (10.0, 10.0, 10.0, 10.0, 50.0))
+        recorder.served(series, [(10.0,)] * 4 + [(50.0,)])
     recorder.close()
     changes = {"monitoring.anomaly.enabled": True, "monitoring.anomaly.latency_threshold_ms": 10.0}
     assert live.apply(ConfigEditor(settings, ConfigVersions(store)).set(changes, by="ada"))

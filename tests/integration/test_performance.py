@@ -44,10 +44,10 @@ def test_given_a_write_whose_answer_is_lost_then_it_is_made_again_and_counts_onc
     proxy = TcpProxy(clean_redis.port)
     recorder = recorder_through(proxy.port)
     try:
-        recorder.served(SERIES, (1.0,) * 5)
+        recorder.served(SERIES, ((1.0,),) * 5)
         recorder.flush()
         proxy.cut_reply_containing(b":1")
-        recorder.served(SERIES, (2.0,) * 5)
+        recorder.served(SERIES, ((2.0,),) * 5)
         wait_until(lambda: recorder.flush() or proxy.sprung.is_set(), what="the answer to be lost")
         recorder.flush()
         wait_until(lambda: monitor.report(60).total.requests == 2, what="both to be counted")
@@ -70,7 +70,7 @@ def test_given_a_state_store_that_hangs_then_recording_does_not_wait_and_what_is
     try:
         started_s = time.perf_counter()
         for _ in range(2000):
-            recorder.served(SERIES, (1.0,) * 5)
+            recorder.served(SERIES, ((1.0,),) * 5)
         assert time.perf_counter() - started_s < 1.0
         for _ in range(10):
             recorder.flush()
@@ -87,7 +87,7 @@ def test_given_operations_of_many_names_then_the_series_stays_bounded(
     recorder = StoreRecorder(PerformanceStore(store, WEEK_S))
     for number in range(MAX_OPERATIONS + 50):
         recorder.timed(SERIES, f"step-{number}", 5.0)
-    recorder.served(SERIES, (1.0,) * 5)
+    recorder.served(SERIES, ((1.0,),) * 5)
     recorder.close()
     [series] = monitor.report(60).series
     assert len(series.operations) == MAX_OPERATIONS + 1
@@ -99,7 +99,7 @@ def test_given_series_whose_data_have_expired_then_their_names_are_forgotten(
     clean_redis: OwnRedis, store: Store, monitor: PerformanceMonitor
 ) -> None:
     recorder = StoreRecorder(PerformanceStore(store, WEEK_S))
-    recorder.served(SERIES, (1.0,) * 5)
+    recorder.served(SERIES, ((1.0,),) * 5)
     recorder.close()
     assert monitor.data.forget_dead(time.time()) == 0
     assert monitor.series_since(time.time() - 60) == [SERIES]

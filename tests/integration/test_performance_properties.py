@@ -117,7 +117,7 @@ def test_given_any_runs_then_inference_times_are_told_by_model_and_engine(
     with Fleet(clean_redis) as fleet:
         for number, (model, engine, inference_ms) in enumerate(runs):
             recorder = fleet.recorders[number % 2]
-            recorder.served(Series(model, engine, "embedding"), (1.0, 1.0, 1.0, inference_ms, inference_ms + 3))
+            recorder.served(Series(model, engine, "embedding"), [(1.0,)] * 3 + [(inference_ms,), (inference_ms + 3,)])
         fleet.flush()
         report = fleet.monitor.report(60)
         for model, engine in {(model, engine) for model, engine, _ in runs}:
@@ -139,7 +139,7 @@ def test_given_any_window_then_throughput_is_what_ended_in_it(
     with Fleet(clean_redis) as fleet:
         for age_s in sorted(ages_s, reverse=True):
             fleet.now_s = NOW_S - age_s
-            fleet.recorders[age_s % 2].served(Series("m", "onnx", "embedding"), (1.0,) * 5)
+            fleet.recorders[age_s % 2].served(Series("m", "onnx", "embedding"), ((1.0,),) * 5)
             fleet.flush()
         fleet.now_s = NOW_S
         before = fleet.monitor.report(window_s)

@@ -8,7 +8,7 @@ the process's own.
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -143,11 +143,14 @@ class Recorder:
 
 
 def _observe(buckets: Sequence[float], cells: list[float], values: Sequence[float]) -> None:
-    total = 0.0
-    for value in values:
-        cells[bisect_left(buckets, value)] += 1
-        total += value
-    cells[-1] += total
+    """Sorted, the values of a batch take a look for each bucket that they fall into, not one for each of them."""
+    ordered, below = sorted(values), 0
+    while below < len(ordered):
+        place = bisect_left(buckets, ordered[below])
+        upto = bisect_right(ordered, buckets[place], below) if place < len(buckets) else len(ordered)
+        cells[place] += upto - below
+        below = upto
+    cells[-1] += sum(ordered)
 
 
 def _tidy(value: str) -> str:

@@ -7,7 +7,9 @@ are kept, so processes merge their sketches without reading them.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from ddsketch.ddsketch import BaseDDSketch
 from ddsketch.mapping import LogarithmicMapping
@@ -25,6 +27,25 @@ def bin_of(latency_ms: float) -> int:
     """The bin of a latency; what is out of range is in the outermost bin."""
     key: int = _key(min(max(latency_ms, SHORTEST_MS), LONGEST_MS))
     return key
+
+
+def binned(latencies_ms: Sequence[float]) -> dict[int, int]:
+    """How many of these are in each bin. Those of a batch are much alike: sorted, each bin is looked up once."""
+    counts: dict[int, int] = {}
+    ordered, below = sorted(latencies_ms), 0
+    while below < len(ordered):
+        key = bin_of(ordered[below])
+        upto = max(below + 1, bisect_right(ordered, _upper_ms(key), below))
+        counts[key] = counts.get(key, 0) + upto - below
+        below = upto
+    return counts
+
+
+@lru_cache(maxsize=4096)
+def _upper_ms(key: int) -> float:
+    """The longest latency of a bin."""
+    bound: float = _MAPPING.gamma**key
+    return bound
 
 
 def middle_ms(key: int) -> float:

@@ -1,4 +1,4 @@
-"""Recording: each request costs a few dictionary lookups, and a thread adds the counts to the state store each second.
+"""Recording: each batch costs a few dictionary lookups, and a thread adds the counts to the state store each second.
 
 A state store that does not answer costs nothing but counts: they are held for `MAX_LATE_S`, then given up. Nobody who
 records ever waits for it.
@@ -33,22 +33,23 @@ _QUEUE, _BATCHING, _DISPATCH, _INFERENCE, _TOTAL = STAGES
 class StatisticsRecorder(Protocol):
     """What takes figures in. Never raises, never waits."""
 
-    def arrived(self, model: str, task: str) -> None:
-        """A collector has taken in a request."""
+    def arrived(self, model: str, task: str, count: int = 1) -> None:
+        """A collector has taken in so many requests."""
         ...
 
     def served(
         self,
         series: Series,
-        stages_ms: Sequence[float],
+        stages_ms: Sequence[Sequence[float]],
         input_tokens: int = 0,
         output_tokens: int = 0,
-        cache_hit: bool = False,
+        cache_hits: int = 0,
     ) -> None:
-        """A request has its result.
+        """Requests have their results.
 
         Args:
-            stages_ms: as long as `STAGES`, in that order.
+            stages_ms: for each of `STAGES`, in that order, how long it took of each request.
+            input_tokens: of all of them; so are the other counts.
         """
         ...
 
@@ -84,16 +85,16 @@ class StatisticsRecorder(Protocol):
 class NullRecorder:
     """Records nothing: performance data are switched off, or ddsketch is not installed."""
 
-    def arrived(self, model: str, task: str) -> None:
+    def arrived(self, model: str, task: str, count: int = 1) -> None:
         """Nothing."""
 
     def served(
         self,
         series: Series,
-        stages_ms: Sequence[float],
+        stages_ms: Sequence[Sequence[float]],
         input_tokens: int = 0,
         output_tokens: int = 0,
-        cache_hit: bool = False,
+        cache_hits: int = 0,
     ) -> None:
         """Nothing."""
 
@@ -124,11 +125,11 @@ class StoreRecorder:
     """
 
     def __init__(self, target: PerformanceStore, wall_s: Callable[[], float] = time.time) -> None:
-        from muai_producers.performance.bins import bin_of
+        from muai_producers.performance.bins import bin_of, binned
 
         self._target = target
         self._wall_s = wall_s
-        self._bin_of = bin_of
+        self._bin_of, self._binned = bin_of, binned
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._open: dict[tuple[int, str], Tally] = {}
@@ -144,30 +145,31 @@ class StoreRecorder:
 
     # -- what is recorded ----------------------------------------------------------------------------------------
 
-    def arrived(self, model: str, task: str) -> None:
+    def arrived(self, model: str, task: str, count: int = 1) -> None:
         with self._lock:
-            self._tally(Series(model, "", task)).counters["arrived"] += 1
+            self._tally(Series(model, "", task)).counters["arrived"] += count
 
     def served(
         self,
         series: Series,
-        stages_ms: Sequence[float],
+        stages_ms: Sequence[Sequence[float]],
         input_tokens: int = 0,
         output_tokens: int = 0,
-        cache_hit: bool = False,
+        cache_hits: int = 0,
     ) -> None:
-        bin_of = self._bin_of
-        bins = [bin_of(stage_ms) for stage_ms in stages_ms]
+        bins = [self._binned(times_ms) for times_ms in stages_ms]
         with self._lock:
             tally = self._tally(series)
             durations, counters = tally.durations, tally.counters
-            for stage, key in zip(STAGES, bins, strict=True):
-                durations[stage][key] += 1
-            counters["ok"] += 1
+            for stage, counts in zip(STAGES, bins, strict=True):
+                known = durations[stage]
+                for key, count in counts.items():
+                    known[key] += count
+            counters["ok"] += len(stages_ms[0])
             counters["input_tokens"] += input_tokens
             counters["output_tokens"] += output_tokens
-            if cache_hit:
-                counters["cache_hits"] += 1
+            if cache_hits:
+                counters["cache_hits"] += cache_hits
 
     def failed(self, series: Series, code: str, total_ms: float | None = None) -> None:
         with self._lock:

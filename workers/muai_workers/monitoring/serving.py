@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.guard import guarded
@@ -31,8 +32,7 @@ def _served(model: str, engine: str, served: Sequence[tuple[InferenceRequest, In
     metadata = [result.metadata for _, result in served]
     latencies_s = [result.latency_ms / 1000 for _, result in served]
     usages = [one.get("usage") or NO_USAGE for one in metadata]
-    inputs = [usage.get("input_tokens", 0) for usage in usages]
-    outputs = [usage.get("output_tokens", 0) for usage in usages]
+    inputs, outputs = ([usage.get(name, 0) for usage in usages] for name in ("input_tokens", "output_tokens"))
     entries: list[Entry] = [
         (instruments.REQUESTS, (model, engine, SUCCESS), count),
         (instruments.ATTEMPTS, (model, engine, "served"), count),
@@ -43,15 +43,18 @@ def _served(model: str, engine: str, served: Sequence[tuple[InferenceRequest, In
     for stage, name in STAGES.items():
         if name in metadata[0]:
             entries.append((instruments.STAGE, (model, stage), [one[name] / 1000 for one in metadata]))
-    by_tenant: dict[str, list[int]] = {}
-    for place, (request, _) in enumerate(served):
-        by_tenant.setdefault(request.tenant, []).append(place)
-    for tenant, places in by_tenant.items():
+    tenants = {request.tenant for request, _ in served}
+    for tenant in tenants:
+        own = None if len(tenants) == 1 else [place for place, (one, _) in enumerate(served) if one.tenant == tenant]
+
+        def of_tenant(values: list[Any], own: list[int] | None = own) -> list[Any]:
+            return values if own is None else [values[place] for place in own]
+
         entries += (
-            (instruments.TENANT_REQUESTS, (tenant, SUCCESS), len(places)),
-            (instruments.TENANT_LATENCY, (tenant,), [latencies_s[place] for place in places]),
-            (instruments.TENANT_TOKENS, (tenant, "input"), sum([inputs[place] for place in places])),
-            (instruments.TENANT_TOKENS, (tenant, "output"), sum([outputs[place] for place in places])),
+            (instruments.TENANT_REQUESTS, (tenant, SUCCESS), count if own is None else len(own)),
+            (instruments.TENANT_LATENCY, (tenant,), of_tenant(latencies_s)),
+            (instruments.TENANT_TOKENS, (tenant, "input"), sum(of_tenant(inputs))),
+            (instruments.TENANT_TOKENS, (tenant, "output"), sum(of_tenant(outputs))),
         )
     return entries
 
