@@ -34,15 +34,14 @@ from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
 from muai_batching.observing import CollectorMetrics
+from muai_batching.refusing import Refusals
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
 from muai_batching.tracing import CollectorTracing
 from muai_producers.conversations import Conversations
-from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import (
     DeadlineExceededError,
     MalformedMessageError,
-    ModelNotFoundError,
     MuaiError,
     PayloadTooLargeError,
     RequestCancelledError,
@@ -59,8 +58,7 @@ from muai_producers.fleet import (
 from muai_producers.monitoring.recorder import Recorder
 from muai_producers.monitoring.recorder import recorder as own_recorder
 from muai_producers.performance.recorder import NullRecorder, StatisticsRecorder
-from muai_producers.performance.series import Series
-from muai_producers.store import BATCHED, FAILURE, RECEIVED, REVOKED, Answer, Store, failure_answer
+from muai_producers.store import BATCHED, RECEIVED, Store
 from muai_producers.tracing import NO_TRACER, Tracer
 from muai_producers.wire import Batch, InferenceRequest
 
@@ -130,7 +128,6 @@ class Collector:
         self._arrived: Counter[tuple[str, str]] = Counter()
         """Of each model and task, since the last tick."""
         self._store = store
-        self._dead_letters = DeadLetters(store)
         self._dispatcher = dispatcher
         self._resolver = Resolver(settings)
         self._is_revoked = is_revoked
@@ -142,7 +139,7 @@ class Collector:
         self._outstanding: dict[str, int] = {}
         self.latency = LatencyFits()
         self.sharding = Sharding(settings.queue.collector_shards)
-        self._refused: list[tuple[Answer | None, Handle]] = []
+        self._refusals = Refusals(store, dispatcher, self._metrics, self._tracing, self.statistics, wall_s)
         self._foreign: list[Passing] = []
         self._routes: dict[BatchKey, NextAttempt] = {}
         self._unmarked: list[Waiting] = []
@@ -158,7 +155,7 @@ class Collector:
             self._check_size(message)
             request = read_request(message.headers, message.content_type, message.body, self._wall_s())
         except MuaiError as error:
-            self._refuse_message(message, handle, error)
+            self._refusals.refuse_message(message, handle, error)
             return
         request = self._tracing.entered(request, message.headers)
         try:
@@ -166,7 +163,7 @@ class Collector:
                 raise RequestCancelledError(f"request {request.id} was revoked", {"request_id": request.id})
             key, request, tokens = self._resolver.resolve(request)
         except MuaiError as error:
-            self._refuse(request, handle, error)
+            self._refusals.refuse(request, handle, error)
             return
         queue = self.sharding.elsewhere(key)
         if queue is not None:
@@ -190,7 +187,7 @@ class Collector:
     def on_undecodable(self, message: Any, error: Exception) -> None:
         """A message that is no task of ours at all: to the dead letters, and its sender told where it has an id."""
         handle = Handle(message.channel, message.delivery_tag)
-        self._refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
+        self._refusals.refuse_message(message, handle, MalformedMessageError(f"the message cannot be read: {error}"))
 
     def on_settings(self, settings: Settings) -> None:
         """Work by these settings from now on. What waits keeps its batch key, and with it its engines; a request over a
@@ -244,11 +241,11 @@ class Collector:
             self.statistics.arrived(model, task, count)
         self._arrived.clear()
         try:
-            self._settle_refused()
+            self._refusals.settle()
             self._pass_on()
             more = self.conversing.let_go()
             more = self._send_due() or more
-            self._settle_refused()  # what was found to have ended when its batch was formed
+            self._refusals.settle()  # what was found to have ended when its batch was formed
         except (redis.RedisError, OperationalError, ConnectionError) as error:
             log.warning("cannot send: %s; holding %d requests, trying again", error, self.assembler.num_requests)
             return RETRY_S
@@ -261,7 +258,8 @@ class Collector:
         """Answer what has expired or was revoked while it waited. Call about once a second."""
         now_s = self._wall_s()
         for item in self.assembler.discard(lambda item: self._ended(item.request, now_s) is not None):
-            self._refuse(item.request, item.handle, self._ended(item.request, now_s) or _expired(item.request))
+            error = self._ended(item.request, now_s) or _expired(item.request)
+            self._refusals.refuse(item.request, item.handle, error)
         self._metrics.waiting(self.assembler, now_s)
         self.conversing.ask_all()
         try:
@@ -272,7 +270,7 @@ class Collector:
     def forget_all(self) -> None:
         """Drop everything held, unacknowledged: after a lost connection the broker delivers it again."""
         self.assembler.discard(lambda _: True)
-        self._refused.clear()
+        self._refusals.forget_all()
         self._foreign.clear()
         self._unmarked.clear()
         self.conversing.forget_all()
@@ -388,7 +386,7 @@ class Collector:
             if error is None:
                 items.append(item)
             else:
-                self._refuse(item.request, item.handle, error)
+                self._refusals.refuse(item.request, item.handle, error)
         return Formed(formed.key, tuple(items))
 
     def _batch(self, formed: Formed) -> Batch:
@@ -469,51 +467,12 @@ class Collector:
         now, self._unmarked = waiting[:MARKS_PER_SWEEP], waiting[MARKS_PER_SWEEP:]
         self._store.mark(RECEIVED, [item.request.id for item in now])
 
-    # -- refusing ------------------------------------------------------------------------------------------------
-
     def _ended(self, request: InferenceRequest, now_s: float) -> MuaiError | None:
         if request.deadline is not None and request.deadline <= now_s:
             return _expired(request)
         if self._is_revoked(request.id):
             return RequestCancelledError(f"request {request.id} was revoked", {"request_id": request.id})
         return None
-
-    def _refuse(self, request: InferenceRequest, handle: Handle, error: MuaiError) -> None:
-        state = REVOKED if isinstance(error, RequestCancelledError) else FAILURE
-        answer = failure_answer(request.id, error, request.reply_to, state=state, tenant=request.tenant)
-        self._metrics.refused(request, error)
-        self._refused.append((answer, handle))
-        self._tracing.refused(request, error, state)
-        # Its model may be one that there is not: names that senders make up must not become series.
-        model = "" if isinstance(error, ModelNotFoundError) else request.model
-        total_ms = 1000 * (self._wall_s() - request.submitted_at)
-        self.statistics.failed(Series(model, "", request.task or ""), error.code, total_ms)
-
-    def _refuse_message(self, message: Any, handle: Handle, error: MuaiError) -> None:
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        request_id = headers.get("id")
-        answer = None
-        if isinstance(request_id, str) and request_id:
-            answer = failure_answer(request_id, error)
-        self.statistics.failed(Series("", "", ""), error.code)
-        if isinstance(error, MalformedMessageError):
-            log.warning("refused a message: %s", error)
-            self._dead_letters.add_message(str(request_id or ""), message.body or b"", error)
-        self._refused.append((answer, handle))
-
-    def _settle_refused(self) -> None:
-        """Answer the senders, then let go of the messages."""
-        if not self._refused:
-            return
-        refused, self._refused = self._refused, []
-        answers = [answer for answer, _ in refused if answer is not None]
-        try:
-            accepted = self._store.answer(answers)
-        except redis.RedisError:
-            self._refused = refused + self._refused
-            raise
-        self._tracing.answered(answers, accepted)
-        self._dispatcher.drop([handle for _, handle in refused])
 
 
 def _expired(request: InferenceRequest) -> DeadlineExceededError:
