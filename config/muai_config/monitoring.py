@@ -17,6 +17,20 @@ from muai_config.fields import (
     setting,
 )
 
+AlertType = Literal[
+    "latency",
+    "error_rate",
+    "memory",
+    "throughput",
+    "latency_anomaly",
+    "throughput_anomaly",
+    "queue_age",
+    "missing_workers",
+    "gpu_failure",
+    "disk_full",
+    "performance_data",
+]
+
 
 class PrometheusSettings(Section):
     enabled: bool = setting(True, describe="Whether metrics are exported for Prometheus.")

@@ -6,23 +6,11 @@ from typing import Literal
 
 from muai_config.engines import ENGINES, EngineName
 from muai_config.fields import Conflict, DistinctList, FolderPath, Section, section, setting
+from muai_config.monitoring import AlertType
 
 Dtype = Literal["auto", "fp16", "fp32", "bf16"]
 ExecutionProvider = Literal[
     "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider", "OpenVINOExecutionProvider"
-]
-AlertType = Literal[
-    "latency",
-    "error_rate",
-    "memory",
-    "throughput",
-    "latency_anomaly",
-    "throughput_anomaly",
-    "queue_age",
-    "missing_workers",
-    "gpu_failure",
-    "disk_full",
-    "performance_data",
 ]
 MAX_TOKENS = 100_000_000  # far beyond every context; catches a unit mistaken
 

@@ -15,10 +15,10 @@ import yaml
 from tests.command_lines import parse_celery, parse_muai
 
 from muai_config.loading import resolve_file
+from muai_config.monitoring import AlertType
 from muai_config.reference import all_settings
 from muai_config.variables import OTHER_PREFIXES, OTHER_VARIABLES, settings_by_variable
 from muai_producers import errors
-from muai_producers.alerts.records import AlertType
 from muai_producers.errors import MuaiError
 from muai_producers.gateway.answers import Receipt
 from muai_producers.gateway.health import Health

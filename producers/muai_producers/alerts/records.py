@@ -7,20 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from muai_config.monitoring import AlertType
+
 Severity = Literal["warning", "error", "critical"]
-AlertType = Literal[
-    "latency",
-    "error_rate",
-    "memory",
-    "throughput",
-    "latency_anomaly",
-    "throughput_anomaly",
-    "queue_age",
-    "gpu_failure",
-    "missing_workers",
-    "disk_full",
-    "performance_data",
-]
 Destination = Literal["log", "webhook", "alertmanager"]
 Kind = Literal["firing", "resolved"]
 Phase = Literal["pending", "firing", "quiet"]
