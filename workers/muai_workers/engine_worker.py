@@ -189,40 +189,7 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     @app.task(bind=True, name=RUN_BATCH_TASK, max_retries=None, ignore_result=True, acks_late=True)
     def run_batch(task: Any, batch: str) -> None:
         """Run a batch; what this engine could not serve is retried on the next engine's queue."""
-        worker = held[0]
-        runner = worker.runner
-        if (task.request.delivery_info or {}).get("redelivered"):
-            recorder.count(instruments.REDELIVERIES, "batch")
-        # Known to this thread alone; our Redis transport sends it along, AMQP does not.
-        tag: int = task.request.properties["delivery_tag"] if settings.queue.broker_is_redis else 0
-
-        def claim() -> None:
-            if worker.is_leaving:
-                raise NotBegunError("this worker is ending", requeue=True)
-            # The work begins: should the connection break from now on, the message is not to go to another worker.
-            if settings.queue.broker_is_redis and not pin(tag):
-                raise Ignore  # it has gone to another already, while this worker was silent
-
-        try:
-            decoded = msgspec.json.decode(batch, type=Batch)
-        except msgspec.MsgspecError as error:
-            runner.refuse(task.request.id, batch, error)
-            return
-        try:
-            again = runner.run(decoded, claim)
-            for part in again[1:]:
-                task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
-            if again:
-                moved = again[0]
-                cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
-                raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
-        except NotBegunError:
-            raise
-        except (redis.RedisError, OperationalError, Reject) as error:
-            # Celery acknowledges what fails, and drops what it cannot retry: here that would lose the requests. What
-            # of them is done already, or goes on elsewhere, has its second result refused.
-            log.warning("batch given back, the broker or the state store does not answer: %s", error)
-            raise Reject(str(error), requeue=True) from error
+        _run(task, batch, held[0], is_redis=settings.queue.broker_is_redis)
 
     def start(**_: Any) -> None:
         worker = EngineWorker(settings, engine, name)
@@ -250,6 +217,46 @@ def register(app: Celery, settings: Settings, engine: EngineName, name: str) -> 
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(stopping, weak=False)
     signals.worker_shutdown.connect(stopped, weak=False)
+
+
+def _run(task: Any, batch: str, worker: EngineWorker, *, is_redis: bool) -> None:
+    """Run the batch of a message, and publish what of it goes on elsewhere.
+
+    Raises:
+        Reject, NotBegunError, Ignore: what Celery is to do with the message.
+    """
+    if (task.request.delivery_info or {}).get("redelivered"):
+        recorder.count(instruments.REDELIVERIES, "batch")
+    # Known to this thread alone; our Redis transport sends it along, AMQP does not.
+    tag: int = task.request.properties["delivery_tag"] if is_redis else 0
+
+    def claim() -> None:
+        if worker.is_leaving:
+            raise NotBegunError("this worker is ending", requeue=True)
+        # The work begins: should the connection break from now on, the message is not to go to another worker.
+        if is_redis and not pin(tag):
+            raise Ignore  # it has gone to another already, while this worker was silent
+
+    try:
+        decoded = msgspec.json.decode(batch, type=Batch)
+    except msgspec.MsgspecError as error:
+        worker.runner.refuse(task.request.id, batch, error)
+        return
+    try:
+        again = worker.runner.run(decoded, claim)
+        for part in again[1:]:
+            task.apply_async(kwargs=_kwargs(part), task_id=part.id, queue=engine_queue(part.engine), retry=True)
+        if again:
+            moved = again[0]
+            cause = MuaiError(f"goes on at {moved.engine}: {len(moved.requests)} of the batch's requests")
+            raise task.retry(exc=cause, kwargs=_kwargs(moved), queue=engine_queue(moved.engine), countdown=0)
+    except NotBegunError:
+        raise
+    except (redis.RedisError, OperationalError, Reject) as error:
+        # Celery acknowledges what fails, and drops what it cannot retry: here that would lose the requests. What of
+        # them is done already, or goes on elsewhere, has its second result refused.
+        log.warning("batch given back, the broker or the state store does not answer: %s", error)
+        raise Reject(str(error), requeue=True) from error
 
 
 def _kwargs(batch: Batch) -> dict[str, str]:
