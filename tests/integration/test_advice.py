@@ -320,11 +320,10 @@ def test_given_a_queue_before_full_batches_when_the_plan_is_applied_then_through
             wait_until(lambda: _versions(stack) == {done["version"]}, what="the change everywhere")
             after = throughput(client)
         gain = 100 * (after / before - 1)
-        low, high = int(claimed[1]), int(claimed[2])
+        low = int(claimed[1])
         record_property("claimed", one["estimated_improvement"])
         record_property("measured, %", round(gain, 1))
         assert low > 10, "that would prove nothing"
-        assert high >= low
         # The engine's time is a wait, so the direction holds on a busy machine too; the size is for `make bench`.
         assert gain > 0, one["estimated_improvement"]
         _ask_of_the_command_line(stack)
