@@ -75,3 +75,9 @@ def test_every_instrument_has_its_own_name_and_meaning() -> None:
         assert one.name.endswith("_total") == (one.kind == "counter")
         assert bool(one.buckets) == (one.kind == "histogram")
         assert set(one.open) <= set(one.labels)
+
+
+def test_no_metric_has_the_family_of_another() -> None:
+    """A counter's family is its name without `_total`: readers that strip it would take a gauge of that name for it."""
+    families = [name.removesuffix("_total") for name in instruments.BY_NAME]
+    assert len(set(families)) == len(families)

@@ -105,7 +105,7 @@ LEASED = _gauge("muai_leased_messages", "Messages that are claimed under a lease
 REDELIVERIES = _counter("muai_redeliveries_total", "Messages that came again: of requests, and of batches.", "stage")
 DUPLICATES = _counter("muai_duplicates_refused_total", "Second results that were refused.")
 ANSWERED = _counter("muai_requests_answered_total", "Requests that got their one terminal result.")
-DEAD_LETTERS = _gauge("muai_dead_letters", "Dead letters that are kept.")
+DEAD_LETTERS = _gauge("muai_dead_letters_kept", "Dead letters that are kept.")
 DIED = _counter("muai_dead_letters_total", "Dead letters written, by the error's code.", "code")
 
 # -- batches and tokens ----------------------------------------------------------------------------------------------
