@@ -14,6 +14,9 @@ class Plan:
     bulk_s: float
     """About how long one bulk measurement lasts; the number of requests is fitted to it."""
     max_bulk: int
+    turns: int
+    """Rounds of contestants that take turns."""
+    turn_s: float
     idle_count: int
     model_pairs: int
     model_peer_repeats: int
@@ -45,6 +48,8 @@ FULL = Plan(
     repeats=5,
     bulk_s=4.0,
     max_bulk=50_000,
+    turns=31,
+    turn_s=1.5,
     idle_count=400,
     model_pairs=7,
     model_peer_repeats=3,
@@ -71,6 +76,8 @@ QUICK = Plan(
     repeats=2,
     bulk_s=1.0,
     max_bulk=20_000,
+    turns=5,
+    turn_s=0.5,
     idle_count=50,
     model_pairs=2,
     model_peer_repeats=1,

@@ -14,7 +14,13 @@ from muai_producers.store import Answer
 from muai_producers.tracing import names
 from muai_producers.tracing.base import Finished, Tracer
 from muai_producers.tracing.context import UNTRACED, Trace, is_sampled, read_trace, request_span
-from muai_producers.tracing.requests import batch_span_id, part_of, request_attributes, request_finished
+from muai_producers.tracing.requests import (
+    batch_span_id,
+    part_attributes,
+    part_of,
+    request_attributes,
+    request_finished,
+)
 from muai_producers.wire import Batch, InferenceRequest
 
 
@@ -83,15 +89,19 @@ class CollectorTracing:
         if span is None:
             return []
         came_s, routed_s = times
-        told = request_attributes(request, batch.task)
-        engine = {names.ENGINE: batch.engine, names.CHAIN: [batch.engine, *batch.chain]}
+        engine = {**part_attributes(request), names.ENGINE: batch.engine}
         routing = Finished(
             names.ROUTING,
             part_of(request, span, names.ROUTING),
             span.own.span_id,
             came_s,
             routed_s,
-            {**told, **engine, names.MESSAGING_SYSTEM: self._system, names.MESSAGING_OPERATION: "receive"},
+            {
+                **engine,
+                names.CHAIN: [batch.engine, *batch.chain],
+                names.MESSAGING_SYSTEM: self._system,
+                names.MESSAGING_OPERATION: "receive",
+            },
             "consumer",
         )
         batching = Finished(
@@ -101,7 +111,6 @@ class CollectorTracing:
             routed_s,
             self._wall_s(),
             {
-                **told,
                 **engine,
                 names.BATCH_ID: batch.id,
                 names.BATCH_SIZE: len(batch.requests),

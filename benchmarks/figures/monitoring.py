@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-from statistics import median
+from contextlib import ExitStack
 
 from benchmarks.figures.base import Measured, Measurement
 from benchmarks.muai_side import served
 from benchmarks.plan import Plan
-from benchmarks.results import Goal, Row
-from benchmarks.session import Session, bulk_rate, fitted_count, idle_latency, metric
+from benchmarks.processes import Driver
+from benchmarks.results import Row
+from benchmarks.session import Session, idle_latency, metric
+from benchmarks.turns import HOW, SHARE, goal, shares, taken_in_turns
 
 ON, OFF = "metrics on", "metrics off"
-ROUNDS = (OFF, ON, ON, OFF)
-"""Each has its own processes; a machine that grows slower or faster in between favours neither."""
-LOST = 0.05
+KEPT = 0.95
+"""Least throughput, of that without metrics."""
 
 
 def measure(session: Session) -> Measured:
-    """Every round with all of its repeats."""
+    """Rounds in bulk, then requests one at a time."""
     plan = session.plan
-    rates: dict[str, list[float]] = {ON: [], OFF: []}
-    idle: dict[str, list[float]] = {ON: [], OFF: []}
-    count = 0
-    for number, name in enumerate(ROUNDS):
-        with (
-            session.logs(f"monitoring {number} {name}") as folder,
-            served(folder, session.fresh(), "noop", monitoring=name == ON) as driver,
-        ):
-            count = count or fitted_count(driver, "noop", plan.bulk_s, plan.max_bulk)
-            bulk_rate(driver, "noop", count, 0)  # warms up
-            for repeat in range(plan.repeats):
-                session.on_step(f"{name}: {count} in bulk, {repeat + 1} of {plan.repeats}")
-                rates[name].append(bulk_rate(driver, "noop", count, repeat))
+    base = session.fresh().rpartition("/")[0]
+    with ExitStack() as exits:
+        drivers: dict[str, Driver] = {}
+        for number, name in enumerate((OFF, ON)):
+            folder = exits.enter_context(session.logs(f"monitoring {name}"))
+            stack = served(folder, f"{base}/{number}", "noop", monitoring=name == ON, prefix=f"muai{number}")
+            drivers[name] = exits.enter_context(stack)
+        metrics = shares(taken_in_turns(session, drivers), OFF)
+        idle: dict[str, list[float]] = {name: [] for name in drivers}
+        for repeat in range(plan.repeats):
+            for name, driver in drivers.items():
+                session.on_step(f"{name}: {plan.idle_count} one at a time, {repeat + 1} of {plan.repeats}")
                 idle[name].append(idle_latency(driver, "noop", plan.idle_count, repeat)[0])
     rows = [
         Row(
             name=name,
             settings="defaults; one collector, one worker",
-            metrics={"in bulk": metric("requests/s", rates[name]), "idle p50": metric("ms", idle[name])},
+            metrics={**metrics[name], "idle p50": metric("ms", idle[name])},
         )
         for name in (ON, OFF)
     ]
-    kept = median(rates[ON]) / median(rates[OFF])
-    return Measured(rows, [Goal(text="in bulk with metrics on, of that with them off", value=kept, goal=1 - LOST)])
+    return Measured(rows, [goal("in bulk with metrics on, of that with them off", metrics[ON][SHARE], KEPT)])
 
 
 def _steps(plan: Plan) -> int:
-    return len(ROUNDS) * plan.repeats
+    return plan.turns + 2 * plan.repeats
 
 
 MEASUREMENT = Measurement(
     title="What metrics cost",
     how="The queue alone, with a model that does nothing: everything that metrics cost shows. Every process counts and "
-    "sends on what it counted, or nothing does.",
+    f"sends on what it counted, or nothing does. {HOW}",
     steps=_steps,
     measure=measure,
 )

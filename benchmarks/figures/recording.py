@@ -17,7 +17,8 @@ from benchmarks.muai_side import control, served
 from benchmarks.plan import Plan
 from benchmarks.processes import Driver
 from benchmarks.results import Goal, Metric, Row
-from benchmarks.session import Session, bulk_rate, fitted_count, metric
+from benchmarks.session import Session, metric
+from benchmarks.turns import HOW, SHARE, goal, shares, taken_in_turns
 from muai_producers.performance.recorder import StoreRecorder
 from muai_producers.performance.series import STAGES, Series
 from muai_producers.performance.store import PerformanceStore
@@ -28,28 +29,24 @@ BATCH = 32
 RECORD_GOAL_US = 20.0
 KEPT = 0.95
 """Least throughput, of that without monitoring."""
-OFF: Mapping[str, Any] = {"enabled": False}
 PASSWORD = "of-a-benchmark"
-REFUSED = "statistics refused"
-HANGING = "webhook hangs"
+OFF, ALL_ON, REFUSED, HANGING = "monitoring off", "all on", "statistics refused", "webhook hangs"
 
 
 def measure(session: Session) -> Measured:
-    """Recording alone, then each way to run in pairs with monitoring switched off."""
-    rows = [_recording(session)]
+    """Recording alone, then every way to run, in turns."""
+    recording = _recording(session)
+    cost = recording.metrics["per request"].median
     goals = [
-        Goal(
-            text="recording a request, microseconds of CPU",
-            value=rows[0].metrics["per request"].median,
-            goal=RECORD_GOAL_US,
-            at_most=True,
-        )
+        Goal(text="recording a request, microseconds of CPU", value=cost, goal=RECORD_GOAL_US, at_most=True),
     ]
-    for name in ("all on", REFUSED, HANGING):
-        row = _pairs(session, name)
-        rows.append(row)
-        goals.append(Goal(text=f"{name}: throughput over monitoring off", value=row.metrics["ratio"].median, goal=KEPT))
-    return Measured(rows, goals)
+    with ExitStack() as exits:
+        drivers = _side_by_side(session, exits)
+        metrics = shares(taken_in_turns(session, drivers), OFF)
+    settings = "one collector, one worker, one control worker; batches of 32"
+    rows = [Row(name=name, settings=settings, metrics=measured) for name, measured in metrics.items()]
+    goals += [goal(f"{name}: throughput over {OFF}", metrics[name][SHARE], KEPT) for name in (ALL_ON, REFUSED, HANGING)]
+    return Measured([recording, *rows], goals)
 
 
 def _recording(session: Session) -> Row:
@@ -80,77 +77,46 @@ def _us(costs: list[float]) -> dict[str, Metric]:
     return {"per request": metric("us of CPU", costs)}
 
 
-def _pairs(session: Session, name: str) -> Row:
-    """Throughput in this way and with monitoring off, in turns: a machine drifts, and a pair drifts together."""
-    plan = session.plan
-    with ExitStack() as exits:
-        off = exits.enter_context(_served(session, f"monitoring off beside {name}", OFF))
-        count = fitted_count(off, "noop", plan.bulk_s, plan.max_bulk)
-        without = [bulk_rate(off, "noop", count, repeat) for repeat in range(plan.repeats)]
-    with ExitStack() as exits:
-        driver = exits.enter_context(_ways(session, name))
-        fitted_count(driver, "noop", plan.bulk_s, plan.max_bulk)  # warms it up
-        rates = []
-        for repeat in range(plan.repeats):
-            session.on_step(f"{name}: {count} in bulk, {repeat + 1} of {plan.repeats}")
-            rates.append(bulk_rate(driver, "noop", count, repeat))
-    with ExitStack() as exits:
-        off = exits.enter_context(_served(session, f"monitoring off after {name}", OFF))
-        fitted_count(off, "noop", plan.bulk_s, plan.max_bulk)
-        without += [bulk_rate(off, "noop", count, repeat) for repeat in range(plan.repeats)]
-    base = sorted(without)[len(without) // 2]
-    return Row(
-        name=name,
-        settings="one collector, one worker, one control worker; batches of 32",
-        metrics={
-            "in bulk": metric("requests/s", rates),
-            "off, before and after": metric("requests/s", without),
-            "ratio": metric("of off", [rate / base for rate in rates]),
-        },
-    )
+def _side_by_side(session: Session, exits: ExitStack) -> dict[str, Driver]:
+    """Every way, in processes and a database of its own; who is refused has the prefix that it is denied."""
+    base = session.fresh().rpartition("/")[0]
+    hanging = {
+        "latency_threshold_ms": 0.001,  # so that there is always something to tell
+        "check_every_s": 1.0,
+        "alert_rate_limit_seconds": 0,
+        "alert_destinations": ["webhook"],
+        "webhook_url": exits.enter_context(_hanging_receiver()),
+    }
+    refused = exits.enter_context(_refusing_user(f"{base}/0"))
+    ways: dict[str, tuple[str, str, Mapping[str, Any]]] = {
+        OFF: (f"{base}/1", "muai1", {"enabled": False}),
+        ALL_ON: (f"{base}/2", "muai2", {}),
+        REFUSED: (refused, "muai", {}),
+        HANGING: (f"{base}/3", "muai3", {"anomaly": hanging}),
+    }
+    return {
+        name: exits.enter_context(_served(session, name, url, prefix, keys))
+        for name, (url, prefix, keys) in ways.items()
+    }
 
 
 @contextmanager
-def _ways(session: Session, name: str) -> Iterator[Driver]:
-    if name == REFUSED:
-        with _refusing_user(session) as url, _served(session, name, {}, url) as driver:
-            yield driver
-    elif name == HANGING:
-        with _hanging_receiver() as url:
-            anomaly = {
-                "latency_threshold_ms": 0.001,  # so that there is always something to tell
-                "check_every_s": 1.0,
-                "alert_rate_limit_seconds": 0,
-                "alert_destinations": ["webhook"],
-                "webhook_url": url,
-            }
-            with _served(session, name, {"anomaly": anomaly}) as driver:
-                yield driver
-    else:
-        with _served(session, name, {}) as driver:
-            yield driver
-
-
-@contextmanager
-def _served(
-    session: Session, name: str, monitoring: Mapping[str, Any], redis_url: str | None = None
-) -> Iterator[Driver]:
-    fresh = session.fresh()
+def _served(session: Session, name: str, url: str, prefix: str, keys: Mapping[str, Any]) -> Iterator[Driver]:
     with (
         session.logs(f"recording {name}") as folder,
-        served(folder, redis_url or fresh, "noop", monitoring_keys=monitoring) as driver,
+        served(folder, url, "noop", monitoring_keys=keys, prefix=prefix) as driver,
         control(folder / "muai.yaml", folder),
     ):
         yield driver
 
 
 @contextmanager
-def _refusing_user(session: Session) -> Iterator[str]:
+def _refusing_user(url: str) -> Iterator[str]:
     """The address for a user that may do everything but touch performance data."""
-    with redis.Redis.from_url(session.redis_url) as client:
+    with redis.Redis.from_url(url) as client:
         patterns = ("~[^m]*", "~m[^u]*", "~muai:[^p]*", "~muai[^:]*")
         client.execute_command("ACL", "SETUSER", "limited", "on", f">{PASSWORD}", "+@all", "&*", *patterns)
-        parts = urlsplit(session.redis_url)
+        parts = urlsplit(url)
         try:
             yield parts._replace(netloc=f"limited:{PASSWORD}@{parts.hostname}:{parts.port}").geturl()
         finally:
@@ -165,16 +131,15 @@ def _hanging_receiver() -> Iterator[str]:
 
 
 def _steps(plan: Plan) -> int:
-    return 4 * plan.repeats
+    return plan.repeats + plan.turns
 
 
 MEASUREMENT = Measurement(
     title="What recording costs, and broken sinks",
     how="Recording: CPU time of a process that records requests and writes them to Redis, for each request. "
-    "Throughput: a model that does nothing, in bulk, with a control worker beside it; each way between two rounds with "
-    "monitoring switched off, whose median is what the ratio is taken to. Statistics refused: the state store's user "
-    "may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes connections and never "
-    "answers.",
+    f"Throughput: a model that does nothing, in bulk, with a control worker beside it. {HOW} Statistics refused: the "
+    "state store's user may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes "
+    "connections and never answers.",
     steps=_steps,
     measure=measure,
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from benchmarks.report import number, render
 from benchmarks.results import Figure, Goal, Metric, Row, load, percentile, ratio_goal, ratios, save
+from benchmarks.turns import interval
 
 
 def figure(*rows: Row, goals: tuple[Goal, ...] = ()) -> Figure:
@@ -110,3 +111,9 @@ def test_given_a_goal_that_was_missed_when_reported_then_the_page_says_so() -> N
 )
 def test_given_a_number_when_written_then_it_has_about_three_digits(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_median_of_many_rounds_is_known_better_than_that_of_few() -> None:
+    assert interval(tuple(float(value) for value in range(31))) == (10.0, 21.0)
+    assert interval(tuple(float(value) for value in range(5))) == (0.0, 4.0)
+    assert interval((7.0,)) == (7.0, 7.0)

@@ -18,7 +18,13 @@ from muai_producers.store import FAILURE, REVOKED, SUCCESS, Answer, Store
 from muai_producers.tracing import names
 from muai_producers.tracing.base import Finished, Tracer
 from muai_producers.tracing.context import RequestSpan, SpanId, is_sampled, request_span
-from muai_producers.tracing.requests import batch_span_id, part_of, request_attributes, request_finished
+from muai_producers.tracing.requests import (
+    batch_span_id,
+    part_attributes,
+    part_of,
+    request_attributes,
+    request_finished,
+)
 from muai_producers.wire import Batch, InferenceRequest
 from muai_workers.engines.base import Completion, EngineOutput, Piece
 
@@ -278,37 +284,30 @@ def _whole_error(trace: BatchTrace) -> BaseException | None:
 
 
 def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[str, Any]) -> list[Finished]:
-    """The spans of one request on one engine: from the batch's arrival at the worker to the request's result."""
+    """The spans of one request on one engine: from the batch's arrival at the worker to the request's result.
+
+    The two that people look for tell everything; those below them tell what is their own.
+    """
     batch, request, span = trace.batch, one.request, one.span
     prepared_s = trace.prepared_s or now_s
     done_s = one.completed_s or _failed_s(trace, request.id) or prepared_s
-    end_s = one.handed_over_s or max(done_s, prepared_s)
     told = {**request_attributes(request, batch.task), names.ENGINE: batch.engine, names.BATCH_ID: batch.id}
     told |= {names.BATCH_SIZE: trace.num_run or len(batch.requests), names.ATTEMPT: len(batch.attempts) + 1, **about}
-    error = one.error
     whole = part_of(request, span, names.WORKFLOW_EXECUTION, batch.id)
-
-    def child(name: str, parent: SpanId, start_s: float, stop_s: float, **more: Any) -> Finished:
-        return Finished(
-            name, part_of(request, span, name, batch.id, str(start_s)), parent.span_id, start_s, stop_s, **more
-        )
-
     inference = part_of(request, span, names.INFERENCE, batch.id)
-    spans = [
-        Finished(
-            names.WORKFLOW_EXECUTION,
-            whole,
-            span.own.span_id,
-            trace.start_s,
-            end_s,
-            told,
-            "consumer",
-            links=_earlier(request, span, batch),
-            error=error,
-            inputs=(request.inputs,),
-        ),
-        child(names.PREPROCESSING, whole, trace.start_s, prepared_s, attributes=told),
-    ]
+    execution = Finished(
+        names.WORKFLOW_EXECUTION,
+        whole,
+        span.own.span_id,
+        trace.start_s,
+        one.handed_over_s or max(done_s, prepared_s),
+        told,
+        "consumer",
+        links=_earlier(request, span, batch),
+        error=one.error,
+        inputs=(request.inputs,),
+    )
+    spans = [execution, _part(trace, one, names.PREPROCESSING, whole, trace.start_s, prepared_s)]
     if trace.loading is None and not trace.passes:
         return spans
     spans.append(
@@ -320,40 +319,52 @@ def _attempt(trace: BatchTrace, one: TracedRequest, now_s: float, about: dict[st
             done_s,
             {**told, **_usage(one)},
             links=[batch_span_id(batch.id), *_earlier(request, span, batch)],
-            error=error,
+            error=one.error,
             inputs=(request.inputs,),
         )
     )
-    if trace.loading is not None:
-        loading = trace.loading
-        spans.append(
-            child(
-                names.MODEL_LOADING,
-                inference,
-                loading.start_s,
-                loading.end_s or now_s,
-                attributes=told,
-                error=loading.error,
-                inputs=[r.inputs for r in batch.requests],
-            )
-        )
-    for a_pass in trace.passes:
-        if request.id in a_pass.request_ids:
-            stop_s = one.completed_s if a_pass.error is None and one.completed_s else a_pass.end_s or now_s
-            spans.append(
-                child(
-                    names.FORWARD_PASS,
-                    inference,
-                    a_pass.start_s,
-                    stop_s,
-                    attributes={**told, names.BATCH_SIZE: len(a_pass.request_ids), **_usage(one)},
-                    error=a_pass.error,
-                    inputs=[r.inputs for r in batch.requests],
-                )
-            )
+    spans += _calls(trace, one, inference, now_s)
     if one.completed_s is not None and one.handed_over_s is not None:
-        spans.append(child(names.POSTPROCESSING, whole, one.completed_s, one.handed_over_s, attributes=told))
+        spans.append(_part(trace, one, names.POSTPROCESSING, whole, one.completed_s, one.handed_over_s))
     return spans
+
+
+def _calls(trace: BatchTrace, one: TracedRequest, inference: SpanId, now_s: float) -> list[Finished]:
+    """What the engine was called for: to load the model, and to run the request, as often as it took."""
+    spans = []
+    if trace.loading is not None:
+        stop_s = trace.loading.end_s or now_s
+        spans.append(_part(trace, one, names.MODEL_LOADING, inference, trace.loading.start_s, stop_s, trace.loading))
+    for a_pass in trace.passes:
+        if one.request.id in a_pass.request_ids:
+            stop_s = one.completed_s if a_pass.error is None and one.completed_s else a_pass.end_s or now_s
+            spans.append(_part(trace, one, names.FORWARD_PASS, inference, a_pass.start_s, stop_s, a_pass))
+    return spans
+
+
+def _part(
+    trace: BatchTrace,
+    one: TracedRequest,
+    name: str,
+    parent: SpanId,
+    start_s: float,
+    stop_s: float,
+    call: Pass | None = None,
+) -> Finished:
+    batch, request = trace.batch, one.request
+    told: dict[str, Any] = {**part_attributes(request), names.ENGINE: batch.engine}
+    if call is not None:
+        told[names.BATCH_SIZE] = len(call.request_ids)
+    return Finished(
+        name,
+        part_of(request, one.span, name, batch.id, str(start_s)),
+        parent.span_id,
+        start_s,
+        stop_s,
+        told,
+        error=None if call is None else call.error,
+        inputs=() if call is None else [each.inputs for each in batch.requests],
+    )
 
 
 def _failed_s(trace: BatchTrace, request_id: str) -> float | None:
@@ -391,7 +402,7 @@ def _answered(trace: BatchTrace, one: TracedRequest, now_s: float) -> list[Finis
         span.own.span_id,
         one.handed_over_s or now_s,
         now_s,
-        request_attributes(request, batch.task),
+        part_attributes(request),
     )
     more = {
         names.ENGINE: batch.engine,

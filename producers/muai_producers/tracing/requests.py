@@ -29,6 +29,11 @@ def request_attributes(request: InferenceRequest, task: str | None = None) -> di
     }
 
 
+def part_attributes(request: InferenceRequest) -> dict[str, Any]:
+    """What the smaller spans below it repeat: enough to find them by. An attribute costs 6 µs on its way out."""
+    return {names.REQUEST_ID: request.id, names.MODEL_NAME: request.model}
+
+
 def request_finished(
     request: InferenceRequest,
     span: RequestSpan,
@@ -65,4 +70,4 @@ def batch_span_id(batch_id: str) -> SpanId:
     return SpanId(trace_id, derived_span_id(batch_id), True)
 
 
-__all__ = ["batch_span_id", "part_of", "request_attributes", "request_finished", "request_span"]
+__all__ = ["batch_span_id", "part_attributes", "part_of", "request_attributes", "request_finished", "request_span"]

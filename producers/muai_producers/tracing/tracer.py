@@ -72,12 +72,14 @@ class OTelTracer:
         make = make_exporter_ or functools.partial(make_exporter, config)
         self._spans = SpanQueue(make, config.export_timeout_ms / 1000)
         self._sampler = HeadSampler(config.sample_rate, config.max_traces_per_s or None)
-        self._resource = Resource.create(
-            {
-                "service.name": config.service_name,
-                "service.instance.id": f"{role or 'python'}-{os.getpid()}@{socket.gethostname()}",
-                "muai.role": role or None,
-            }
+        self._resource = _HashedOnce.of(
+            Resource.create(
+                {
+                    "service.name": config.service_name,
+                    "service.instance.id": f"{role or 'python'}-{os.getpid()}@{socket.gethostname()}",
+                    "muai.role": role or None,
+                }
+            )
         )
         self._provider = TracerProvider(
             sampler=ParentBased(_Head(self)),
@@ -217,6 +219,25 @@ class OTelTracer:
     def close(self, timeout_s: float | None = None) -> None:
         """See `Tracer`."""
         self._spans.shutdown(timeout_s)
+
+
+class _HashedOnce(Resource):
+    """A resource whose hash is kept: the exporters take it once a span, and the SDK's writes JSON for it each time."""
+
+    _hash: int
+
+    @classmethod
+    def of(cls, resource: Resource) -> _HashedOnce:
+        """The same resource."""
+        made = cls(resource.attributes, resource.schema_url)
+        made._hash = hash(resource)
+        return made
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
 
 
 class _Head(Sampler):
