@@ -83,7 +83,7 @@ def _steps(plan: Plan) -> int:
 MEASUREMENT = Measurement(
     title="What traces cost",
     how="The queue alone, a model that does nothing, in bulk: the hardest case, for nothing else takes any time. "
-    f"{HOW} By default a process begins at most 100 traces a second.",
+    f"{HOW} By default a process begins at most 20 traces a second.",
     steps=_steps,
     measure=measure,
 )

@@ -65,7 +65,7 @@ class TracingSettings(Section):
         describe="Share of requests that are traced; 0.1 suits heavy traffic.",
     )
     max_traces_per_s: float = setting(
-        100.0,
+        20.0,
         ge=0.0,
         unit="requests/s",
         example=0.0,
