@@ -7,6 +7,7 @@ engines have.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -88,7 +89,7 @@ class Formed:
         return max(item.tokens for item in self.items) * len(self.items)
 
 
-DEEPEST_LOOKAHEAD = 1024
+DEEPEST_LOOKAHEAD = 2048
 SEARCH_S = 1e-6
 """What looking at one request more costs."""
 SEARCH_SHARE = 0.01
@@ -148,8 +149,9 @@ def _alike(candidates: Sequence[Waiting], first: Waiting, limit: int) -> list[Wa
     by_length = sorted(candidates, key=attrgetter("tokens"))
     at = by_length.index(first)
     starts = range(max(0, at - limit + 1), min(at, len(by_length) - limit) + 1)
+    sums = [0, *itertools.accumulate(item.tokens for item in by_length)]
     # Windows are of equal size, so the least padding is the least excess over the window's own tokens.
-    best = min(starts, key=lambda start: _padding(by_length[start : start + limit]))
+    best = min(starts, key=lambda s: by_length[s + limit - 1].tokens * limit - (sums[s + limit] - sums[s]))
     return by_length[best : best + limit]
 
 
@@ -164,10 +166,6 @@ def _mark_passed_over(candidates: Iterable[Waiting], chosen: Collection[Waiting]
                 return
         elif item.passed_over_s is None:
             item.passed_over_s = now_s
-
-
-def _padding(window: list[Waiting]) -> int:
-    return window[-1].tokens * len(window) - sum(item.tokens for item in window)
 
 
 def _fit(items: Sequence[Waiting], first: Waiting, max_tokens: int) -> tuple[Waiting, ...]:

@@ -93,6 +93,8 @@ class _Run:
     """What the metadata of each of its results says alike."""
     again: list[Batch] = field(default_factory=list)
     """What goes on elsewhere."""
+    loading_s: float = 0.0
+    """Until the model was in memory: what a batch takes is judged without it."""
     took_s: float = 0.0
     """In the engine."""
     trace: AnyTrace = NO_TRACE
@@ -220,7 +222,7 @@ class BatchRunner:
             run.again = [self._alone(run, request) for request in run.requests]
         elif run.requests:
             run.again = self._execute(run)
-        self._took_s[batch.model] = run.took_s = time.monotonic() - run.run_started_s
+        self._took_s[batch.model] = run.took_s = time.monotonic() - run.run_started_s - run.loading_s
         return run
 
     def _finish(self, run: _Run) -> None:
@@ -317,7 +319,9 @@ class BatchRunner:
         if reason is not None:
             raise ModelLoadError(reason, {"model": spec.name, "engine": self.engine.name})
         is_loaded = spec.name in self.engine.loaded()
+        started_s = time.monotonic()
         run.trace.load(lambda: kept.enter_context(self.models.using(spec)), is_loaded=is_loaded)
+        run.loading_s += 0.0 if is_loaded else time.monotonic() - started_s
 
     def _run_engine(
         self,
