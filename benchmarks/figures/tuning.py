@@ -22,7 +22,7 @@ from muai_producers.store import Store
 from muai_workers.tuning.records import TuningEvent
 from muai_workers.tuning.store import TuningStore
 
-INTERVAL_S = 30
+INTERVAL_S = 15
 START = 2
 LOW_LOAD, HIGH_LOAD = 0.06, 0.6
 CHANGES = ("raised", "lowered", "recalled", "rolled_back")
