@@ -140,8 +140,8 @@ class BatchSettings(Section):
         le=1.0,
         unit="fraction of the time",
         example=0.5,
-        describe="How much of the time batches' requests may keep an engine while other requests come in. While none "
-        "do, they may have it all.",
+        describe="Of the time, the most that batches' requests may keep an engine while other requests come in. They "
+        "take what their windows want, and 0.01 where that is less. While nobody else asks they may have it all.",
     )
     max_open_per_tenant: int = setting(
         100, ge=1, le=100_000, unit="batches", example=10, describe="Batches of one tenant that are not finished."

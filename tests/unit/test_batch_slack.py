@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muai_producers.wire import InferenceResult
-from muai_workers.control.slack import LEAST_BURST, QUIET_S, Slack
+from muai_workers.control.slack import HASTE, LEAST_BURST, LEAST_SHARE, QUIET_S, Slack
 
 
 def result(batch_id: str, size: int, inference_ms: float) -> InferenceResult:
@@ -25,6 +25,7 @@ def test_given_nobody_else_then_lines_may_fill_the_queue() -> None:
 
 def test_given_others_then_one_short_burst_at_a_time_and_a_pause_after_it() -> None:
     slack = Slack(0.2, 64)
+    slack.owes("urgent", 1000, 10.0)
     slack.saw(0, 0.0)
     slack.saw(1, 10.0)
     assert slack.room(0, 10.0) == LEAST_BURST
@@ -33,6 +34,24 @@ def test_given_others_then_one_short_burst_at_a_time_and_a_pause_after_it() -> N
     assert slack.room(0, 11.5) == 0
     assert slack.room(0, 11.61) > 0, "0.15 s of work at a fifth of the time: 0.6 s for the others"
     assert slack.room(0, 10.0 + QUIET_S + 0.1) == 64
+
+
+def test_given_windows_then_lines_take_of_the_time_what_those_want_within_bounds() -> None:
+    slack = Slack(0.2, 64)
+    slack.owes("a", 1_000_000, 10.0)
+    assert slack.share == LEAST_SHARE, "how long a line takes is not known yet"
+    slack.ended([result("1", 4, 100.0), result("2", 4, 100.0)], 0.0)  # 25 ms a line
+    assert slack.share == 0.2
+    slack.owes("a", 100, 50.0)
+    slack.owes("b", 40, 20.0)
+    assert abs(slack.share - HASTE * (2 + 2) * 0.025) < 1e-9
+    slack.owes("a", 0, 50.0)
+    assert abs(slack.share - HASTE * 2 * 0.025) < 1e-9
+    slack.owes("b", 40, -5.0)
+    assert slack.share == 0.2, "its window has ended"
+    slack.owes("b", 40, 86_400.0)
+    assert slack.share == LEAST_SHARE
+    assert Slack(0.01, 64).share == 0.01, "an operator may want less still"
 
 
 def test_given_the_others_count_falls_then_that_is_nobody_coming() -> None:

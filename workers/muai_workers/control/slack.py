@@ -3,8 +3,9 @@ and then while others do. Pure.
 
 An engine that runs a line's batch keeps whoever comes then waiting until it ends, whatever the priorities say. So while
 others ask, lines go out in bursts that take an engine hardly longer than one request alone would, and after each burst
-the engine is left to the others for several times as long as the burst took it. Neither the share of requests that meet
-a burst nor the wait of one that does is large, and both are bounded.
+the engine is left to the others for many times as long as the burst took it. Neither the share of requests that meet
+a burst nor the wait of one that does is large, and both are bounded. Lines take no more of the time than their windows
+want.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from muai_producers.wire import InferenceResult
 QUIET_S = 2.0
 """Nobody has asked for so long: lines have the engines to themselves."""
 LEAST_BURST = 4
+LEAST_SHARE = 0.01
+"""Of the time, lines may take this much though there is no hurry: so few requests meet them, their handling included, that
+the 95th percentile of the others stays where it is."""
+HASTE = 1.5
+"""How much faster than its window wants a batch is run: what it meets is not known beforehand."""
 GROWTH = 1.5
 """How much longer than for one request an engine may be busy with a burst."""
 
@@ -25,7 +31,7 @@ class Slack:
     """Of one process that runs batches.
 
     Args:
-        busy_share: of the time, how much lines may take while others ask.
+        busy_share: of the time, the most that lines may take while others ask.
         max_in_flight: most requests of lines at once, of one batch.
     """
 
@@ -37,6 +43,22 @@ class Slack:
         self._resume_s = float("-inf")
         self._fits: dict[tuple[str, str], LatencyFit] = {}
         self._last = LatencyFit()
+        self._owed: dict[str, tuple[int, float]] = {}
+
+    def owes(self, batch_id: str, num_lines: int, left_s: float) -> None:
+        """So many lines of a batch are to be done in the time that its window leaves; 0: it has ended."""
+        if num_lines > 0:
+            self._owed[batch_id] = num_lines, max(1.0, left_s)
+        else:
+            self._owed.pop(batch_id, None)
+
+    @property
+    def share(self) -> float:
+        """Of the time, what lines take while others ask."""
+        burst = self._burst()
+        line_s = self._last.predict_s(burst) / burst
+        wanted = HASTE * line_s * sum(lines / left_s for lines, left_s in self._owed.values())
+        return min(self._busy_share, max(LEAST_SHARE, wanted))
 
     def saw(self, others_admitted: int, now_s: float) -> None:
         """Remember how many requests other than lines have ever been admitted, at `now_s` in monotonic seconds."""
@@ -55,7 +77,7 @@ class Slack:
             self._last = self._fits.setdefault(key, LatencyFit())
             self._last.add(max(1, result.batch_size), inference_s)
         if took_s:
-            pause_s = sum(took_s.values()) * (1 / self._busy_share - 1)
+            pause_s = sum(took_s.values()) * (1 / self.share - 1)
             self._resume_s = max(self._resume_s, now_s + pause_s)
 
     def is_quiet(self, now_s: float) -> bool:
