@@ -19,8 +19,8 @@ QUIET_S = 2.0
 """Nobody has asked for so long: lines have the engines to themselves."""
 LEAST_BURST = 4
 LEAST_SHARE = 0.01
-"""Of the time, lines may take this much though there is no hurry: so few requests meet them, their handling included, that
-the 95th percentile of the others stays where it is."""
+"""Of the time, lines may take this much though there is no hurry: so few requests meet them, their handling included,
+that the 95th percentile of the others stays where it is."""
 HASTE = 1.5
 """How much faster than its window wants a batch is run: what it meets is not known beforehand."""
 GROWTH = 1.5
