@@ -26,14 +26,16 @@ class Producer(Protocol):
         """Submit one text, return with its result."""
 
 
+# What a library prints must not get between the answers, from its import on.
+_REPLIES = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+
+
 def obey(producer: Producer, packages: Sequence[str]) -> None:
     """Serve commands until standard input ends."""
-    # What a library prints must not get between the answers.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
 
     def reply(**fields: Any) -> None:
-        replies.write(json.dumps(fields) + "\n")
+        _REPLIES.write(json.dumps(fields) + "\n")
 
     reply(versions={name: importlib.metadata.version(name) for name in packages})
     for line in sys.stdin:
