@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from urllib.parse import urlsplit
 
 import driver
@@ -22,18 +22,30 @@ async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reque
     """Send a request, return the answer's body.
 
     Raises:
-        HttpError: it is no 200, or has no Content-Length.
+        HttpError: it is no 200, or tells neither its length nor that it comes in chunks.
     """
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     status, *lines = head.split("\r\n")
     headers = dict(line.lower().split(":", 1) for line in lines if ":" in line)
-    if "content-length" not in headers:
-        raise HttpError(f"no Content-Length: {head}")
-    body = await reader.readexactly(int(headers["content-length"]))
+    if "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    elif headers.get("transfer-encoding", "").strip() == "chunked":
+        body = b"".join([chunk async for chunk in _chunks(reader)])
+    else:
+        raise HttpError(f"no length, and no chunks: {head}")
     if status.split(" ", 2)[1] != "200":
         raise HttpError(f"{status}: {body[:300]!r}")
     return body
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
+        chunk = await reader.readexactly(size + 2)
+        if not size:
+            return
+        yield chunk[:-2]
 
 
 class Producer:
@@ -74,4 +86,4 @@ class Producer:
 
 if __name__ == "__main__":
     environ = os.environ
-    driver.obey(Producer(environ["BENCH_URL"], environ["BENCH_BODY"], int(environ["BENCH_CONNECTIONS"])), ())
+    driver.obey(lambda: Producer(environ["BENCH_URL"], environ["BENCH_BODY"], int(environ["BENCH_CONNECTIONS"])), ())

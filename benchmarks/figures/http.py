@@ -20,7 +20,7 @@ from benchmarks.machine import package_versions
 from benchmarks.muai_side import collector, engine_worker, gateway, gateway_is_here, write_configuration
 from benchmarks.plan import Plan
 from benchmarks.processes import BenchmarkError, wait_for
-from benchmarks.results import Goal, Metric, Row
+from benchmarks.results import Goal, Metric, Row, ratio_goal
 from benchmarks.session import Session, bulk_rate, fitted_count, metric
 
 OURS = "MuAI"
@@ -51,6 +51,8 @@ def measure(session: Session) -> Measured:
         rows.append(session.attempt(row.name, row.settings, contest))
     ours = rows[0].metrics
     goals = [Goal(text="requests/s over HTTP", value=ours["throughput"].median, goal=2500.0)] if ours else []
+    by_name = {row.name: row for row in rows}
+    goals += ratio_goal(by_name, "throughput", OURS, SERVERS[0].name, 1.0)
     return Measured(rows, goals)
 
 

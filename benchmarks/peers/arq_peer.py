@@ -60,4 +60,4 @@ if __name__ == "__main__":
         worker = arq.Worker([infer], redis_settings=SETTINGS, poll_delay=POLL_S, max_jobs=500, keep_result=600)
         worker.run()
     else:
-        driver.obey(Producer(), ("arq", "redis"))
+        driver.obey(Producer, ("arq", "redis"))

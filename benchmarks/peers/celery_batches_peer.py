@@ -48,4 +48,4 @@ if __name__ == "__main__":
         argv = ["worker", "--pool", "prefork", "--concurrency", "1", "--loglevel", "WARNING"]
         app.worker_main([*argv, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     else:
-        driver.obey(Producer(), ("celery-batches", "celery", "kombu", "redis"))
+        driver.obey(Producer, ("celery-batches", "celery", "kombu", "redis"))

@@ -49,4 +49,4 @@ if __name__ == "__main__":
         argv = ["worker", "--pool", "solo", "--loglevel", "WARNING"]
         app.worker_main([*argv, "--without-gossip", "--without-mingle", "--without-heartbeat"])
     else:
-        driver.obey(Producer(), ("celery", "kombu", "redis"))
+        driver.obey(Producer, ("celery", "kombu", "redis"))

@@ -40,4 +40,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         program = str(Path(sys.executable).with_name("dramatiq"))
         os.execv(program, [program, "dramatiq_peer", "--processes", "1", "--threads", "8"])
-    driver.obey(Producer(), ("dramatiq", "redis"))
+    driver.obey(Producer, ("dramatiq", "redis"))

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from texts import inputs
@@ -26,16 +26,15 @@ class Producer(Protocol):
         """Submit one text, return with its result."""
 
 
-# What a library prints must not get between the answers, from its import on.
-_REPLIES = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)
-
-
-def obey(producer: Producer, packages: Sequence[str]) -> None:
-    """Serve commands until standard input ends."""
+def obey(make: Callable[[], Producer], packages: Sequence[str]) -> None:
+    """Make the producer, and serve commands until standard input ends."""
+    # What a library prints, while it loads too, must not get between the answers.
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    producer = make()
 
     def reply(**fields: Any) -> None:
-        _REPLIES.write(json.dumps(fields) + "\n")
+        replies.write(json.dumps(fields) + "\n")
 
     reply(versions={name: importlib.metadata.version(name) for name in packages})
     for line in sys.stdin:

@@ -39,4 +39,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    driver.obey(Producer(), ("torch", "transformers") if ENGINE == "pytorch" else ("onnxruntime",))
+    driver.obey(Producer, ("torch", "transformers") if ENGINE == "pytorch" else ("onnxruntime",))

@@ -30,4 +30,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    driver.obey(Producer(), ("celery", "kombu", "redis"))
+    driver.obey(Producer, ("celery", "kombu", "redis"))

@@ -25,4 +25,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    driver.obey(Producer(), ("torch", "transformers"))
+    driver.obey(Producer, ("torch", "transformers"))

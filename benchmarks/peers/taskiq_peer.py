@@ -65,4 +65,4 @@ if __name__ == "__main__":
             "when_received",
         ]
         os.execv(program, [program, "worker", "taskiq_peer:broker", *options])
-    driver.obey(Producer(), ("taskiq", "taskiq-redis", "redis"))
+    driver.obey(Producer, ("taskiq", "taskiq-redis", "redis"))

