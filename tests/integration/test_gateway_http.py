@@ -164,6 +164,7 @@ def test_given_an_idempotency_key_then_one_request_and_a_conflict_for_other_cont
         ({**NOOP, "task": "dance"}, 400, "invalid_request", "task"),
         ({**NOOP, "priority": 10}, 400, "invalid_request", "priority"),
         ({**NOOP, "deadline_s": -1}, 400, "invalid_request", "deadline_s"),
+        ({**NOOP, "deadline_s": 1e-9}, 400, "invalid_request", "deadline_s"),
         ({**NOOP, "parameters": {"top_p": 2}}, 400, "invalid_request", "parameters.top_p"),
         ({**NOOP, "parameters": {"heat": 2}}, 400, "invalid_request", "parameters.heat"),
         ({**NOOP, "engine_preference": ["steam"]}, 400, "invalid_request", "engine_preference"),

@@ -14,7 +14,7 @@ from muai_producers.gateway.failures import ErrorBody
 from muai_producers.gateway.health import Health, Readiness
 from muai_producers.gateway.openai_api.document import schemas as openai_schemas
 from muai_producers.gateway.standing import Standing
-from muai_producers.gateway.submission import InferenceBody, ManyBody
+from muai_producers.gateway.submission import MIN_DEADLINE_S, InferenceBody, ManyBody
 from muai_producers.gateway.workflow_bodies import WorkflowBody, WorkflowList, WorkflowReceipt
 from muai_producers.wire import InferenceResult
 
@@ -195,7 +195,7 @@ _SUBMIT_HEADERS = [
         pattern="^[!-~]{1,256}$",
     ),
     header("X-Muai-Priority", "As `priority` in the body.", type="integer", minimum=0, maximum=9),
-    header("X-Muai-Deadline-S", "As `deadline_s` in the body.", type="number", exclusiveMinimum=0),
+    header("X-Muai-Deadline-S", "As `deadline_s` in the body.", type="number", minimum=MIN_DEADLINE_S),
     header("Prefer", "`wait=N` (RFC 7240): as the parameter `wait`, capped.", type="string"),
 ]
 

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 Body = TypeVar("Body")
-MAX_DEADLINE_S = 31_536_000
-Seconds = Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)]
+MIN_DEADLINE_S, MAX_DEADLINE_S = 0.1, 31_536_000
+"""Of a request over HTTP: one that has less would be told of its end before an engine could have it."""
+Seconds = Annotated[float, Meta(ge=MIN_DEADLINE_S, le=MAX_DEADLINE_S)]
 Priority = Annotated[int, Meta(ge=0, le=9)]
 IDEMPOTENCY_KEY, PRIORITY, DEADLINE = "idempotency-key", "x-muai-priority", "x-muai-deadline-s"
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
@@ -60,7 +61,8 @@ class InferenceBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     priority: Priority | None = None
     """9 is the most urgent; 5 where it is left out. The header X-Muai-Priority says the same."""
     deadline_s: Seconds | None = None
-    """Seconds from now for queueing, retries and inference together. The header X-Muai-Deadline-S says the same."""
+    """Seconds from now for queueing, retries and inference together; 0.1 at least. The header X-Muai-Deadline-S says
+    the same."""
     conversation_id: Name | None = None
     """Requests of one conversation go to the worker that has its cache."""
     engine_preference: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
@@ -178,7 +180,7 @@ class RequestBuilder:
         task = self._task(body)
         inputs = validate_inputs(task, _inputs(body.inputs))
         priority = _once("priority", body.priority, PRIORITY, headers, int, 0, 9)
-        deadline_s = _once("deadline_s", body.deadline_s, DEADLINE, headers, float, 0.0, MAX_DEADLINE_S)
+        deadline_s = _once("deadline_s", body.deadline_s, DEADLINE, headers, float, MIN_DEADLINE_S, MAX_DEADLINE_S)
         if deadline_s is None:
             deadline_s = self._settings.queue.default_deadline_s
         return InferenceRequest(
@@ -270,7 +272,7 @@ def _once(
     if given is not None:
         raise InvalidRequestError(f"{field} is given twice: in the body and as the header {header}", {"field": field})
     value = parse_number(told, number)
-    if value is None or not low <= value <= high or (number is float and value == low):
+    if value is None or not low <= value <= high:
         kind = "a whole number" if number is int else "a number"
         raise InvalidRequestError(
             f"the header {header} must be {kind} from {low:g} to {high:g}, got {told[:40]!r}", {"field": header}

@@ -121,7 +121,9 @@ class Generation(Body):
     repetition_penalty: float | None = None
     truncate: bool | None = Field(default=None, description="Cut a prompt that is too long, rather than refuse it.")
     priority: int | None = Field(default=None, description="9 is the most urgent; 5 where it is left out.")
-    deadline_s: float | None = Field(default=None, description="Seconds for queueing, retries and inference together.")
+    deadline_s: float | None = Field(
+        default=None, description="Seconds for queueing, retries and inference together; 0.1 at least."
+    )
     conversation_id: str | None = Field(
         default=None, description="Requests of one conversation go to the worker that has its cache."
     )
@@ -166,7 +168,9 @@ class EmbeddingBody(Body):
     user: str | None = Field(default=None, description="Taken, and without effect.")
     truncate: bool | None = Field(default=None, description="Cut a text that is too long, rather than refuse it.")
     priority: int | None = Field(default=None, description="9 is the most urgent; 5 where it is left out.")
-    deadline_s: float | None = Field(default=None, description="Seconds for queueing, retries and inference together.")
+    deadline_s: float | None = Field(
+        default=None, description="Seconds for queueing, retries and inference together; 0.1 at least."
+    )
 
 
 LACKING = frozenset(
