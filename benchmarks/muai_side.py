@@ -100,6 +100,14 @@ def control(config: Path, folder: Path) -> Iterator[int]:
 
 
 @contextmanager
+def exporter(config: Path, folder: Path) -> Iterator[int]:
+    """The page of metrics for Prometheus; yields its process id."""
+    argv = [sys.executable, "-m", "muai_producers", "exporter"]
+    with running(argv, folder / "exporter.log", environment(MUAI_CONFIG=str(config)), ROOT) as process:
+        yield process.pid
+
+
+@contextmanager
 def engine_worker(
     config: Path, folder: Path, engine: str, fake: Mapping[str, float] | None = None, python: Path | None = None
 ) -> Iterator[int]:

@@ -6,14 +6,14 @@ import random
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 
 from benchmarks.figures.base import Measured, Measurement
-from benchmarks.muai_side import control, served
+from benchmarks.muai_side import control, exporter, served
 from benchmarks.plan import Plan
 from benchmarks.processes import Driver
 from benchmarks.results import Goal, Metric, Row
@@ -30,7 +30,13 @@ RECORD_GOAL_US = 20.0
 KEPT = 0.95
 """Least throughput, of that without monitoring."""
 PASSWORD = "of-a-benchmark"
-OFF, ALL_ON, REFUSED, HANGING = "monitoring off", "all on", "statistics refused", "webhook hangs"
+OFF, ALL_ON, REFUSED, HANGING, TAKEN = (
+    "monitoring off",
+    "all on",
+    "statistics refused",
+    "webhook hangs",
+    "metrics' port taken",
+)
 
 
 def measure(session: Session) -> Measured:
@@ -43,9 +49,11 @@ def measure(session: Session) -> Measured:
     with ExitStack() as exits:
         drivers = _side_by_side(session, exits)
         metrics = shares(taken_in_turns(session, drivers), OFF)
-    settings = "one collector, one worker, one control worker; batches of 32"
+    settings = "one collector, one worker, one control worker, and, but for off, one exporter; batches of 32"
     rows = [Row(name=name, settings=settings, metrics=measured) for name, measured in metrics.items()]
-    goals += [goal(f"{name}: throughput over {OFF}", metrics[name][SHARE], KEPT) for name in (ALL_ON, REFUSED, HANGING)]
+    goals += [
+        goal(f"{name}: throughput over {OFF}", metrics[name][SHARE], KEPT) for name in (ALL_ON, REFUSED, HANGING, TAKEN)
+    ]
     return Measured([recording, *rows], goals)
 
 
@@ -87,12 +95,14 @@ def _side_by_side(session: Session, exits: ExitStack) -> dict[str, Driver]:
         "alert_destinations": ["webhook"],
         "webhook_url": exits.enter_context(_hanging_receiver()),
     }
+    taken = exits.enter_context(socket.create_server(("127.0.0.1", 0)))
     refused = exits.enter_context(_refusing_user(f"{base}/0"))
     ways: dict[str, tuple[str, str, Mapping[str, Any]]] = {
         OFF: (f"{base}/1", "muai1", {"enabled": False}),
         ALL_ON: (f"{base}/2", "muai2", {}),
         REFUSED: (refused, "muai", {}),
         HANGING: (f"{base}/3", "muai3", {"anomaly": hanging}),
+        TAKEN: (f"{base}/4", "muai4", {"prometheus": {"host": "127.0.0.1", "port": taken.getsockname()[1]}}),
     }
     return {
         name: exits.enter_context(_served(session, name, url, prefix, keys))
@@ -106,6 +116,7 @@ def _served(session: Session, name: str, url: str, prefix: str, keys: Mapping[st
         session.logs(f"recording {name}") as folder,
         served(folder, url, "noop", monitoring_keys=keys, prefix=prefix) as driver,
         control(folder / "muai.yaml", folder),
+        nullcontext() if name == OFF else exporter(folder / "muai.yaml", folder),
     ):
         yield driver
 
@@ -139,7 +150,7 @@ MEASUREMENT = Measurement(
     how="Recording: CPU time of a process that records requests and writes them to Redis, for each request. "
     f"Throughput: a model that does nothing, in bulk, with a control worker beside it. {HOW} Statistics refused: the "
     "state store's user may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes "
-    "connections and never answers.",
+    "connections and never answers. Port taken: the exporter cannot serve its page, and tries again and again.",
     steps=_steps,
     measure=measure,
 )

@@ -236,9 +236,6 @@ class _HashedOnce(Resource):
     def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(other)
-
 
 class _Head(Sampler):
     """The head decision, for live spans without a parent."""
