@@ -79,6 +79,18 @@ def test_given_a_good_batch_then_each_request_is_answered_with_its_history(make:
     assert not bench.store.client.exists(bench.store.keys.runs)
 
 
+def test_given_a_model_that_is_loaded_first_then_the_batch_is_not_said_to_take_as_long(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, told = make(load_ms=1500.0), []
+    finish = bench.store.finish_batch
+    monkeypatch.setattr(bench.store, "finish_batch", lambda *a, **k: (told.append(k["took_s"]), finish(*a, **k)))
+    bench.run("a")
+    assert bench.states(1) == ["SUCCESS"]
+    assert len(told) == 1
+    assert told[0] < 1.0, "collectors size batches, and look for companions, by what a batch takes"
+
+
 def test_given_one_poisonous_request_of_32_then_31_succeed_and_it_alone_goes_on(make: Any) -> None:
     bench = make()
     texts = [f"text {n}" for n in range(32)]

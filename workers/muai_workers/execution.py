@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -43,17 +43,18 @@ from muai_producers.performance.series import Series
 from muai_producers.store import FAILURE, RETRY, Answer, Pins, Store, failure_answer, success_answer
 from muai_producers.streams.store import StreamStore
 from muai_producers.tracing import NO_TRACER, Tracer, names
-from muai_producers.wire import Attempt, Batch, InferenceRequest, InferenceResult
+from muai_producers.wire import Attempt, Batch, InferenceRequest
 from muai_workers.aborting import AbortWatch, Watched
-from muai_workers.engines.base import Completion, Engine, EngineOutput, Piece
+from muai_workers.engines.base import Completion, Engine, Piece
 from muai_workers.engines.isolate import run_isolated
 from muai_workers.gpus.activity import EngineActivity
 from muai_workers.model_manager import ModelManager
 from muai_workers.monitoring.serving import FirstPieces, record_fallback, record_run, record_served
 from muai_workers.recording import RunFigures
 from muai_workers.results import ResultWriter
+from muai_workers.running import BatchRun, milliseconds
 from muai_workers.streaming import RunStreams, StreamWriter, steady
-from muai_workers.tracing import NO_TRACE, AnyTrace, WorkerTracing
+from muai_workers.tracing import WorkerTracing
 
 if TYPE_CHECKING:
     from muai_config import ModelSpec, Settings
@@ -72,38 +73,6 @@ class WorkerIdentity:
     gpu: str = ""
     queue: str = ""
     """Its own, for the conversations that it keeps; '' where it keeps none."""
-
-
-@dataclass
-class _Run:
-    """One batch at work."""
-
-    batch: Batch
-    requests: list[InferenceRequest]
-    """Those of the batch that are still wanted."""
-    deaths: int
-    run_started_s: float
-    """Monotonic seconds."""
-    failed: dict[str, MuaiError] = field(default_factory=dict)
-    """Requests that this engine did not serve, through no fault of theirs."""
-    positions: dict[str, int] = field(default_factory=dict)
-    """Where each request stands in the batch."""
-    served: list[tuple[InferenceRequest, InferenceResult]] = field(default_factory=list)
-    told_of_all: dict[str, Any] = field(default_factory=dict)
-    """What the metadata of each of its results says alike."""
-    again: list[Batch] = field(default_factory=list)
-    """What goes on elsewhere."""
-    loading_s: float = 0.0
-    """Until the model was in memory: what a batch takes is judged without it."""
-    took_s: float = 0.0
-    """In the engine."""
-    trace: AnyTrace = NO_TRACE
-    figures: RunFigures = field(init=False)
-
-    def received_s(self, request: InferenceRequest) -> float:
-        """When the collector got the request, in wall-clock seconds."""
-        received = self.batch.received_at
-        return received[self.positions[request.id]] if received else self.batch.formed_at
 
 
 class BatchRunner:
@@ -193,7 +162,7 @@ class BatchRunner:
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
-    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> _Run | None:
+    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> BatchRun | None:
         if claim is not None:
             claim()
         with about_batch(batch, worker=self.identity.name):
@@ -215,7 +184,7 @@ class BatchRunner:
             self._store.finish_batch(batch, now_s=self._wall_s(), took_s=0.0, size=0, ended=_ended_turns(batch))
             return None
 
-    def _serve(self, batch: Batch) -> _Run:
+    def _serve(self, batch: Batch) -> BatchRun:
         run = self._start(batch)
         if run.deaths and len(run.requests) > 1:
             log.warning("batch %s was running when its worker died; its requests are run alone", batch.id)
@@ -225,7 +194,7 @@ class BatchRunner:
         self._took_s[batch.model] = run.took_s = time.monotonic() - run.run_started_s - run.loading_s
         return run
 
-    def _finish(self, run: _Run) -> None:
+    def _finish(self, run: BatchRun) -> None:
         run.figures.finished(len(run.requests), run.took_s)
         self.writer.flush()
         self._tracing.finish(run.trace)
@@ -239,7 +208,7 @@ class BatchRunner:
         )
         record_served(self._recorder, run.batch.model, run.batch.engine, run.served)
 
-    def _start(self, batch: Batch) -> _Run:
+    def _start(self, batch: Batch) -> BatchRun:
         """Mark the requests started; leave out what is answered, cancelled or expired."""
         trace = self._tracing.begin(batch)
         info = {"batch_id": batch.id, "engine": batch.engine, "worker": self.identity.name}
@@ -247,7 +216,7 @@ class BatchRunner:
         ids = [request.id for request in batch.requests]
         wanted, num_starts = self._store.start_batch(batch.id, ids, None if is_quick else info, self._pins(batch))
         now_s = self._wall_s()
-        run = _Run(batch, [], batch.deaths + num_starts - 1, time.monotonic(), trace=trace)
+        run = BatchRun(batch, [], batch.deaths + num_starts - 1, time.monotonic(), trace=trace)
         series = Series(batch.model, batch.engine, batch.task)
         run.figures = RunFigures(self._statistics, series, pads=not self.engine.capabilities.continuous_batching)
         run.positions = {request.id: position for position, request in enumerate(batch.requests)}
@@ -258,7 +227,7 @@ class BatchRunner:
             "attempts": batch.attempts,
             "worker": self.identity.name,
             "gpu_id": self.identity.gpu or None,
-            "dispatch_ms": _ms(batch.formed_at, now_s),
+            "dispatch_ms": milliseconds(batch.formed_at, now_s),
         }
         for request, is_wanted in zip(batch.requests, wanted, strict=True):
             if is_wanted and request.deadline is not None and request.deadline <= now_s:
@@ -275,7 +244,7 @@ class BatchRunner:
         kept = [conversation for conversation, _ in _turns(batch.requests)]
         return Pins(self.identity.queue, kept, self.settings.optimization.cache.conversation_ttl_s)
 
-    def _execute(self, run: _Run) -> list[Batch]:
+    def _execute(self, run: BatchRun) -> list[Batch]:
         batch = run.batch
         limit = self.settings.queue.max_deliveries
         if run.deaths >= limit:
@@ -313,7 +282,7 @@ class BatchRunner:
             self._fleet.cool_down(batch.engine, batch.model, reason, self.settings.queue.engine_cooldown_s)
         return self._elsewhere(run, run.failed) if run.failed else []
 
-    def _prepare(self, run: _Run, spec: ModelSpec, kept: ExitStack) -> None:
+    def _prepare(self, run: BatchRun, spec: ModelSpec, kept: ExitStack) -> None:
         """See to it that the model is loaded, and stays so while `kept` is open."""
         reason = self.engine.refusal(spec)
         if reason is not None:
@@ -342,7 +311,7 @@ class BatchRunner:
             streams.begin([request.id for request in wanted])
             yield from self.activity.watching(len(wanted), self.engine.run(spec, batch.task, wanted))
 
-    def _complete(self, run: _Run, completion: Completion, streams: RunStreams, watched: Watched) -> None:
+    def _complete(self, run: BatchRun, completion: Completion, streams: RunStreams, watched: Watched) -> None:
         request = run.batch.requests[run.positions[completion.request_id]]
         if watched.is_gone(request.id):
             streams.finish(request.id)  # its end is told already: cancelled, or past its deadline
@@ -350,7 +319,7 @@ class BatchRunner:
         if not isinstance(completion.error, EngineError):
             streams.finish(request.id)
         if completion.output is not None:
-            result = self._result(run, request, completion.output)
+            result = run.result(request, completion.output, self._wall_s())
             run.served.append((request, result))
             if self.settings.monitoring.logs.contents:
                 tell_contents(log, request, completion.output.outputs)
@@ -364,29 +333,9 @@ class BatchRunner:
         else:
             self._fail(request, completion.error or MuaiError("the engine gave neither output nor error"))
 
-    def _result(self, run: _Run, request: InferenceRequest, output: EngineOutput) -> InferenceResult:
-        now_s = self._wall_s()
-        received_s = run.received_s(request)
-        return InferenceResult(
-            outputs=output.outputs,
-            engine_used=run.batch.engine,
-            latency_ms=_ms(request.submitted_at, now_s),
-            batch_size=len(run.requests),
-            cache_hit=output.cache_hit,
-            metadata={
-                **run.told_of_all,
-                "request_id": request.id,
-                "queue_ms": _ms(request.submitted_at, received_s),
-                "batching_ms": _ms(received_s, run.batch.formed_at),
-                "inference_ms": round((time.monotonic() - run.run_started_s) * 1000, 3),
-                "usage": {"input_tokens": output.input_tokens, "output_tokens": output.output_tokens},
-                **output.extra,
-            },
-        )
-
     # -- what this engine could not serve ------------------------------------------------------------------------
 
-    def _elsewhere(self, run: _Run, failed: dict[str, MuaiError]) -> list[Batch]:
+    def _elsewhere(self, run: BatchRun, failed: dict[str, MuaiError]) -> list[Batch]:
         """The batches that carry failed requests to the next engine; answers those that have none left."""
         run.figures.attempts_failed(list(failed.values()))
         by_reason: dict[tuple[str, str], list[InferenceRequest]] = {}
@@ -426,7 +375,7 @@ class BatchRunner:
                 )
         return moved
 
-    def _alone(self, run: _Run, request: InferenceRequest) -> Batch:
+    def _alone(self, run: BatchRun, request: InferenceRequest) -> Batch:
         # One try alone at least: among several, it need not have been this one that killed the worker.
         deaths = min(run.deaths, self.settings.queue.max_deliveries - 1)
         return self._part(run.batch, [request], deaths=deaths)
@@ -468,7 +417,9 @@ class BatchRunner:
         spec = self.settings.models.get(request.model)
         task = request.task or (spec.task if spec is not None else "")
         self._statistics.failed(
-            Series(request.model, self.engine.name, task), error.code, _ms(request.submitted_at, self._wall_s())
+            Series(request.model, self.engine.name, task),
+            error.code,
+            milliseconds(request.submitted_at, self._wall_s()),
         )
 
 
@@ -494,7 +445,3 @@ def _too_late(request: InferenceRequest) -> DeadlineExceededError:
     return DeadlineExceededError(
         f"the deadline of request {request.id} passed before it was answered", {"deadline": request.deadline}
     )
-
-
-def _ms(start_s: float, end_s: float) -> float:
-    return round((end_s - start_s) * 1000, 3) if end_s > start_s else 0.0
