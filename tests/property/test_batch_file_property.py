@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,9 @@ from muai_producers.files.shelf import FileShelf
 from muai_producers.store import Limits, Store, failure_answer, success_answer
 from muai_producers.submit import RedisSubmitter
 from muai_producers.wire import InferenceRequest, InferenceResult
+from muai_workers.control import batches as control_batches
 from muai_workers.control.batches import BatchRunner
+from muai_workers.control.slack import LEAST_SHARE, Slack
 
 EMBED = "/v1/embeddings"
 
@@ -173,6 +176,44 @@ def test_given_runners_that_die_at_any_step_then_the_batch_ends_and_each_line_is
     # What is left in the queue when a batch is cancelled was sent by a runner that died before it noted it.
     assert ended.status == "cancelled" or world.store.in_flight() == 0
     assert batches.open_ids() == []
+
+
+def test_given_a_batch_that_another_runner_ends_then_its_window_hurries_nobody_any_more(
+    clean_redis: OwnRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Slack] = []
+
+    class Kept(Slack):
+        def __init__(self, busy_share: float, max_in_flight: int) -> None:
+            super().__init__(busy_share, max_in_flight)
+            made.append(self)
+
+    monkeypatch.setattr(control_batches, "Slack", Kept)
+    world = World(clean_redis, tmp_path, 0, 100)
+    monkeypatch.setattr(world.chance, "random", lambda: 0.5)  # nobody dies, everything is served
+    line = {"method": "POST", "url": EMBED, "body": {"model": "vectors", "input": "text"}}
+    batches = make_batch(world, [json.dumps({"custom_id": str(number), **line}) for number in range(40)])
+    runner, other = world.new_runner(), world.new_runner()
+    late_s = batches.get("batch_1").record.expires_at - 1.0
+    runner.step("batch_1")
+    runner.step("batch_1", late_s)
+    made[0].ended([_slow_result()], 0.0)
+    assert made[0].share == 0.2, "40 lines of 0.1 s in the last second of their window"
+    while not batches.get("batch_1").record.ended:
+        other.step("batch_1")
+        world.serve()
+    record = msgspec.structs.replace(batches.get("batch_1").record, id="batch_2", status="validating", total=0)
+    batches.create(msgspec.structs.replace(record, completed=0, next_offset=0, next_line=1, segments=()), max_open=10)
+    runner.step("batch_2")
+    runner.step("batch_2")
+    assert made[0].share == LEAST_SHARE
+
+
+def _slow_result() -> InferenceResult:
+    metadata = {"batch_id": "slow", "inference_ms": 100.0, "model": "vectors"}
+    return InferenceResult(
+        outputs={}, engine_used="fake", latency_ms=100.0, batch_size=1, cache_hit=False, metadata=metadata
+    )
 
 
 @settings(max_examples=200, deadline=None)

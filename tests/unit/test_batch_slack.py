@@ -45,7 +45,7 @@ def test_given_windows_then_lines_take_of_the_time_what_those_want_within_bounds
     slack.owes("a", 100, 50.0)
     slack.owes("b", 40, 20.0)
     assert abs(slack.share - HASTE * (2 + 2) * 0.025) < 1e-9
-    slack.owes("a", 0, 50.0)
+    slack.forget_but(["b", "c"])
     assert abs(slack.share - HASTE * 2 * 0.025) < 1e-9
     slack.owes("b", 40, -5.0)
     assert slack.share == 0.2, "its window has ended"

@@ -161,6 +161,11 @@ class BatchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         """Whether nothing more will be done."""
         return self.status in ENDED
 
+    @property
+    def num_left(self) -> int:
+        """Lines that have not ended; 0 before they have been counted."""
+        return self.total - self.completed - self.failed
+
     def shown(self, cancelling_at: int | None = None) -> BatchObject:
         """As callers see it.
 

@@ -60,6 +60,8 @@ class Versioned(msgspec.Struct, frozen=True):
 class Traffic:
     """Requests of batches' lines, and those of everybody else."""
 
+    open_ids: tuple[str, ...]
+    """Batches that are not finished."""
     own_in_queue: int
     """Of lines, as far as records say."""
     others_admitted: int
@@ -156,11 +158,12 @@ class BatchStore:
         """
         pipe = self._client.pipeline(transaction=False)
         pipe.hlen(self._inflight).hmget(self._stats, "answered", "batch_requests_ended")
-        for batch_id in self.open_ids():
+        open_ids = tuple(self.open_ids())
+        for batch_id in open_ids:
             pipe.hget(self._key(batch_id), "in_queue")
         in_flight, (answered, ended), *queued = pipe.execute()
         own = sum(int(one or 0) for one in queued)
-        return Traffic(own, in_flight + int(answered or 0) - int(ended or 0) - own)
+        return Traffic(open_ids, own, in_flight + int(answered or 0) - int(ended or 0) - own)
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch to be cancelled; its runner does it."""

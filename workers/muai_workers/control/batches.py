@@ -101,10 +101,10 @@ class BatchRunner:
     def step(self, batch_id: str, now_s: float | None = None) -> bool:
         """Take one step at a batch; returns whether anything was done."""
         found = self.batches.get(batch_id)
-        now_s = time.time() if now_s is None else now_s
-        self._slack.owes(batch_id, _lines_left(found.record), found.record.expires_at - now_s)
         if found.record.ended:
             return False
+        now_s = time.time() if now_s is None else now_s
+        self._slack.owes(batch_id, found.record.num_left, found.record.expires_at - now_s)
         after = self._after(found, now_s)
         if after == found.record:
             return False
@@ -114,7 +114,6 @@ class BatchRunner:
         if after.status != found.record.status:
             log.info("batch %s is %s", batch_id, after.status)
         if after.ended:
-            self._slack.owes(batch_id, 0, 0.0)
             self._forget_segments(after)
         return True
 
@@ -278,6 +277,7 @@ class BatchRunner:
     def _room(self, own: int, own_before: int) -> int:
         """Requests that a batch may add, of which `own` are in the queue, and were `own_before` when its step began."""
         traffic, now_s = self.batches.traffic(), time.monotonic()
+        self._slack.forget_but(traffic.open_ids)
         self._slack.saw(traffic.others_admitted, now_s)
         return min(self._settings.max_in_flight - own, self._slack.room(traffic.own_in_queue - own_before + own, now_s))
 
@@ -377,10 +377,6 @@ class BatchRunner:
         for segment in record.segments:
             for kind in ("output", "error"):
                 self._folder.segment(record.id, kind, segment.owner).unlink(missing_ok=True)
-
-
-def _lines_left(record: BatchRecord) -> int:
-    return 0 if record.ended else record.total - record.completed - record.failed
 
 
 def _moved(record: BatchRecord, status: Status, now_s: float, **changes: Any) -> BatchRecord:

@@ -10,7 +10,7 @@ want.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from muai_batching.latency import LatencyFit
 from muai_producers.wire import InferenceResult
@@ -46,11 +46,12 @@ class Slack:
         self._owed: dict[str, tuple[int, float]] = {}
 
     def owes(self, batch_id: str, num_lines: int, left_s: float) -> None:
-        """So many lines of a batch are to be done in the time that its window leaves; 0: it has ended."""
-        if num_lines > 0:
-            self._owed[batch_id] = num_lines, max(1.0, left_s)
-        else:
-            self._owed.pop(batch_id, None)
+        """So many lines of a batch are to be done in the time that its window leaves."""
+        self._owed[batch_id] = num_lines, max(1.0, left_s)
+
+    def forget_but(self, open_ids: Collection[str]) -> None:
+        """Batches other than these have ended, wherever that was."""
+        self._owed = {batch_id: owed for batch_id, owed in self._owed.items() if batch_id in open_ids}
 
     @property
     def share(self) -> float:
