@@ -87,7 +87,8 @@ def _us(costs: list[float]) -> dict[str, Metric]:
 
 def _side_by_side(session: Session, exits: ExitStack) -> dict[str, Driver]:
     """Every way, in processes and a database of its own; who is refused has the prefix that it is denied."""
-    base = session.fresh().rpartition("/")[0]
+    # All of them as the one user: what Redis takes to look at a user's rights is no cost of monitoring.
+    base = exits.enter_context(_refusing_user(session.fresh())).rpartition("/")[0]
     hanging = {
         "latency_threshold_ms": 0.001,  # so that there is always something to tell
         "check_every_s": 1.0,
@@ -96,11 +97,10 @@ def _side_by_side(session: Session, exits: ExitStack) -> dict[str, Driver]:
         "webhook_url": exits.enter_context(_hanging_receiver()),
     }
     taken = exits.enter_context(socket.create_server(("127.0.0.1", 0)))
-    refused = exits.enter_context(_refusing_user(f"{base}/0"))
     ways: dict[str, tuple[str, str, Mapping[str, Any]]] = {
         OFF: (f"{base}/1", "muai1", {"enabled": False}),
         ALL_ON: (f"{base}/2", "muai2", {}),
-        REFUSED: (refused, "muai", {}),
+        REFUSED: (f"{base}/0", "muai", {}),
         HANGING: (f"{base}/3", "muai3", {"anomaly": hanging}),
         TAKEN: (f"{base}/4", "muai4", {"prometheus": {"host": "127.0.0.1", "port": taken.getsockname()[1]}}),
     }
@@ -123,7 +123,7 @@ def _served(session: Session, name: str, url: str, prefix: str, keys: Mapping[st
 
 @contextmanager
 def _refusing_user(url: str) -> Iterator[str]:
-    """The address for a user that may do everything but touch performance data."""
+    """The address for a user that may do everything but touch performance data under the prefix `muai`."""
     with redis.Redis.from_url(url) as client:
         patterns = ("~[^m]*", "~m[^u]*", "~muai:[^p]*", "~muai[^:]*")
         client.execute_command("ACL", "SETUSER", "limited", "on", f">{PASSWORD}", "+@all", "&*", *patterns)
@@ -149,7 +149,7 @@ MEASUREMENT = Measurement(
     title="What recording costs, and broken sinks",
     how="Recording: CPU time of a process that records requests and writes them to Redis, for each request. "
     f"Throughput: a model that does nothing, in bulk, with a control worker beside it. {HOW} Statistics refused: the "
-    "state store's user may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes "
+    "state store's user, whom all ways have, may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes "
     "connections and never answers. Port taken: the exporter cannot serve its page, and tries again and again.",
     steps=_steps,
     measure=measure,
