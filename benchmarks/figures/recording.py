@@ -149,8 +149,9 @@ MEASUREMENT = Measurement(
     title="What recording costs, and broken sinks",
     how="Recording: CPU time of a process that records requests and writes them to Redis, for each request. "
     f"Throughput: a model that does nothing, in bulk, with a control worker beside it. {HOW} Statistics refused: the "
-    "state store's user, whom all ways have, may not touch their keys. Webhook hangs: an alert is always open, and its receiver takes "
-    "connections and never answers. Port taken: the exporter cannot serve its page, and tries again and again.",
+    "state store's user, whom all ways have, may not touch their keys. Webhook hangs: an alert is always open, and its "
+    "receiver takes connections and never answers. Port taken: the exporter cannot serve its page, and tries again "
+    "and again.",
     steps=_steps,
     measure=measure,
 )
