@@ -32,6 +32,7 @@ def test_given_requests_in_flight_when_the_broker_is_killed_and_starts_again_the
     load.faults_s.append(time.monotonic())
     stack.broker.kill()
     stack.broker.start()
+    load.away_s = time.monotonic() - load.faults_s[-1]
     stack.verify("kill -9 of the broker, restart", load)
 
 
@@ -49,6 +50,7 @@ def test_given_another_broker_when_the_state_store_is_killed_and_starts_again_th
     # Away for longer than a worker's client tries again by itself: whatever the worker was at, it has noticed.
     wait_until(lambda: stack.num_said(NOTICES_OF_ABSENCE, workers) > said_before, ANSWER_LIMIT_S, "a worker to notice")
     stack.state.start()
+    load.away_s = time.monotonic() - load.faults_s[-1]
     stack.verify("kill -9 of the state store, restart", load)
 
 

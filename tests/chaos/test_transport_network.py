@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from tests.chaos.proxy import Proxy
 from tests.transport_support import Inbox, OwnRedis, TcpProxy, connect, own_redis, publish
 
 from muai_batching.transport import LeaseLostError, SettleCommandError, close_ledgers, lease_table
+from muai_producers.connections import state_client
 
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 
@@ -124,3 +128,31 @@ def test_given_a_settlement_that_cannot_be_confirmed_when_called_again_then_it_c
         assert box.channel.settle([tag], commands) == [None]
         assert server.client.llen("once") == 1
         assert len(calls) == 2
+
+
+@pytest.mark.parametrize("made_by", [state_client, None])
+def test_given_many_connections_gone_silent_when_one_has_waited_in_vain_then_the_others_are_made_anew(
+    server: OwnRedis, made_by: Callable[..., redis.Redis] | None
+) -> None:
+    proxy = Proxy(server.port)
+    with contextlib.closing(proxy), contextlib.ExitStack() as opened:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        if made_by is None:
+            channel = opened.enter_context(connect(url, socket_timeout=0.5)).channel()
+            client = channel._create_client()
+        else:
+            client = opened.enter_context(made_by(url, timeout_s=0.5))
+        pool = client.connection_pool
+        connections = [pool.get_connection() for _ in range(4)]
+        for connection in connections:
+            pool.release(connection)
+        assert client.ping()
+        proxy.swallow()
+        with contextlib.suppress(RedisTimeoutError):
+            client.ping()
+        for connection in [pool.get_connection() for _ in range(4)]:
+            assert connection in connections
+            connection.send_command("PING")
+            assert connection.read_response() == b"PONG"
+            pool.release(connection)
+        assert proxy.num_swallowed == 1

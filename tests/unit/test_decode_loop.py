@@ -145,15 +145,21 @@ class Running:
 
 
 class Gate:
-    """Holds the loop before a step until the test lets it go."""
+    """Holds the loop before a step until the test lets it go: for some steps, or for good."""
 
     def __init__(self) -> None:
         self.reached = threading.Semaphore(0)
+        self.steps = threading.Semaphore(0)
         self.open = threading.Event()
 
     def __call__(self) -> None:
         self.reached.release()
-        assert self.open.wait(timeout=30)
+        if not self.open.is_set():
+            assert self.steps.acquire(timeout=30)
+
+    def open_wide(self) -> None:
+        self.open.set()
+        self.steps.release(1000)
 
 
 @pytest.mark.parametrize("joins", [True, False])
@@ -163,9 +169,10 @@ def test_given_a_long_request_that_runs_then_a_later_short_one_finishes_first(jo
     long = Running(subject, [row("long", [5], 200)])
     assert gate.reached.acquire(timeout=30)
     short = Running(subject, [row("short", [300], 3)])
-    gate.open.set()
+    gate.steps.release(100)
     assert texts(short.join()) == {"short": answer([300], 3)}
     assert not long.events
+    gate.open_wide()
     assert texts(long.join()) == {"long": answer([5], 200)}
     assert max(script.widths) == (2 if joins else 1)
 
@@ -177,7 +184,7 @@ def test_given_eight_calls_at_once_then_each_gets_its_own_answers_in_shared_step
         Running(subject, [row(f"{call}-{one}", [10 * call + one], 20 + one) for one in range(2)]) for call in range(8)
     ]
     assert gate.reached.acquire(timeout=30)
-    gate.open.set()
+    gate.open_wide()
     for call, running in enumerate(calls):
         expected = {f"{call}-{one}": answer([10 * call + one], 20 + one) for one in range(2)}
         assert texts(running.join()) == expected
@@ -234,7 +241,7 @@ def test_given_a_call_that_breaks_the_forward_pass_then_others_in_the_batch_are_
     poisonous = Running(subject, [row("poison", [500], 50)])
     assert gate.reached.acquire(timeout=30)
     innocent = [Running(subject, [row(str(index), [index], 50)]) for index in range(3)]
-    gate.open.set()
+    gate.open_wide()
     for index, running in enumerate(innocent):
         assert texts(running.join()) == {str(index): answer([index], 50)}
     assert poisonous.join() == []
@@ -247,7 +254,7 @@ def test_an_aborted_request_completes_as_cancelled_running_or_waiting() -> None:
     running = Running(subject, [row(name, [1], 100) for name in ("runs", "waits", "goes on")])
     assert gate.reached.acquire(timeout=30)
     subject.abort(["runs", "waits", "unknown"])
-    gate.open.set()
+    gate.open_wide()
     completions = {one.request_id: one for one in running.join() if isinstance(one, Completion)}
     assert isinstance(completions["runs"].error, RequestCancelledError)
     assert isinstance(completions["waits"].error, RequestCancelledError)
@@ -260,7 +267,7 @@ def test_given_a_caller_that_goes_away_then_its_rows_leave() -> None:
     abandoned = subject.run([row("first", [1], 1), row("abandoned", [2], 900)])
     assert next(abandoned).request_id == "first"
     abandoned.close()  # type: ignore[attr-defined]
-    gate.open.set()
+    gate.open_wide()
     assert texts(list(subject.run([row(name, [7], 5) for name in ("a", "b")]))) == {
         name: answer([7], 5) for name in ("a", "b")
     }

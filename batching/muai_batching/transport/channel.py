@@ -18,9 +18,10 @@ from muai_batching.transport.keeper import ledger_for
 from muai_batching.transport.keys import DEFAULT_STATE_PREFIX
 from muai_batching.transport.ledger import CONNECTION_ERRORS, Ledger
 from muai_batching.transport.message import ClaimedMessage, UndecodableError
-from muai_batching.transport.poller import Peek
+from muai_batching.transport.poller import REST_OF_ANSWER_S, Peek
 from muai_batching.transport.restraint import Restraint
 from muai_batching.transport.store import Claimed, Command, ListOrder
+from muai_producers.silence import heeding
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Broadcasts(stock.PubSub):  # type: ignore[misc]
 
     def parse_response(self, block: bool = True, timeout: float = 0) -> Any:
         """Raises `redis.TimeoutError`, one of the connection's errors, when the rest of a message does not come."""
-        return super().parse_response(block=False, timeout=COMMAND_TIMEOUT_S if block else timeout)
+        return super().parse_response(block=False, timeout=REST_OF_ANSWER_S if block else timeout)
 
 
 class ReliableChannel(stock.Channel):  # type: ignore[misc]
@@ -167,6 +168,7 @@ class ReliableChannel(stock.Channel):  # type: ignore[misc]
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         params: dict[str, Any] = super()._connparams(asynchronous)
+        params["connection_class"] = heeding(params["connection_class"])
         if self._making_ledger:
             params["max_connections"] = 2**31
             params["retry_on_timeout"] = False

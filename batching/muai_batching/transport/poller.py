@@ -27,7 +27,8 @@ REFUSED_PAUSE_S = 0.1
 WRONG_TYPE = "WRONGTYPE"
 CLOSED_PAUSE_S = 1.0
 
-#: Once a peek's answer has begun to arrive, the rest of it is waited for this long: the event loop stands still.
+#: Once an answer that the event loop was told of has begun to arrive, the rest of it is waited for this long: the loop
+#: stands still.
 REST_OF_ANSWER_S = 1.0
 
 
