@@ -213,6 +213,64 @@ class Simulation:
         self.values, self.version, self.changed_by = values, self.version + 1, by
 
 
+@dataclass
+class ShardedSimulation(Simulation):
+    """Two collectors, each with a load and engines of its own; `fleet` is what the canary batches."""
+
+    other: Fleet = field(default_factory=lambda: Fleet(seed=99))
+    other_rate: float = 20.0
+    canary: str = "c1 (collector)"
+    """As the tuner sees it; another one after it has gone."""
+    alone: Values | None = None
+    """What `c1` has for itself."""
+    alone_at: str = ""
+    canary_stretches: list[Stretch] = field(default_factory=list)
+    applied: list[tuple[Values, Values]] = field(default_factory=list)
+    """What either collector worked by, interval by interval."""
+
+    def go(self, count: int, rate: float) -> Run:
+        self.run = Run()
+        for _ in range(count):
+            there = self.alone or self.values
+            self.applied.append((there, self.values))
+            in_time = arrived = 0
+            for _ in range(round(self.rules.interval_s / STRETCH_S)):
+                start_s, target_ms = self.fleet.now_s, self.rules.target_ms
+                tally = self.fleet.run_counted(STRETCH_S, rate, there)
+                self.canary_stretches.append(stretch_of(tally, start_s, STRETCH_S, target_ms))
+                tally.add(self.other.run_counted(STRETCH_S, self.other_rate, self.values))
+                self.stretches.append(stretch_of(tally, start_s, STRETCH_S, target_ms))
+                in_time, arrived = in_time + self.stretches[-1].in_time, arrived + self.stretches[-1].arrived
+            self.run.in_time.append(in_time / arrived)
+            self.run.values.append(self.values)
+            self.run.events.append(list(self.step().events))
+        return self.run
+
+    def look(self) -> Look:
+        return msgspec.structs.replace(
+            super().look(),
+            canary=self.canary,
+            canary_stretches=tuple(self.canary_stretches[-90:]),
+            stretches=tuple(self.stretches[-90:]),
+            alone=self.alone_at,
+            slots=self.fleet.slots + self.other.slots,
+            in_flight=self.fleet.in_flight + self.other.in_flight,
+        )
+
+    def step(self) -> Step:
+        step = self.decide()
+        if step.values is not None and step.canary:
+            self.alone, self.alone_at = step.values, step.canary
+            self.version, self.changed_by = self.version + 1, "tuner"
+        elif step.values is not None:
+            self.set(step.values, "tuner")
+        return step
+
+    def set(self, values: Values, by: str) -> None:
+        super().set(values, by)
+        self.alone, self.alone_at = None, ""
+
+
 def in_time_share(fleet: Fleet, rate: float, values: Values, target_ms: float, seconds: float = 200.0) -> float:
     """Share of requests answered in time by a fleet that starts empty."""
     got = [fleet.run(STRETCH_S, rate, values, target_ms) for _ in range(round(seconds / STRETCH_S))]

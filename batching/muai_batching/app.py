@@ -24,7 +24,7 @@ from muai_config import celery_settings, load_settings
 from muai_config.engines import ALL_ENGINES
 from muai_config.queues import REQUEST_QUEUES, shard_queue
 from muai_producers.connections import state_client
-from muai_producers.fleet import CollectorRecord, Fleet, FleetView, Notice
+from muai_producers.fleet import CollectorRecord, Fleet, FleetView, Notice, collector_process
 from muai_producers.messages import INFER_TASK
 from muai_producers.monitoring.pushing import start_pushing
 from muai_producers.performance.recorder import recorder_for
@@ -92,7 +92,7 @@ class CollectorConsumer(QuietConsumer):
         client = state_client(settings.queue.state_url)
         store = Store(client, prefix=settings.queue.key_prefix, result_ttl_s=settings.queue.result_ttl_s)
         revoked = worker_state.revoked
-        self._live = LiveSettings(settings, f"{self.hostname} (collector)")
+        self._live = LiveSettings(settings, collector_process(self.hostname))
         self._follower = ConfigFollower(self._live)
         self._follower.start()
         self._follower.take_sighup()

@@ -75,6 +75,17 @@ class ShardLeases:
         self._client.eval(_CLAIM, 0, self._prefix, self._num_shards, self._name, self._lease_ms, 0)
 
 
+def shard_owners(store: Store, num_shards: int) -> list[str]:
+    """The collector that holds each shard; '' for none.
+
+    Raises:
+        redis.exceptions.RedisError: the store does not answer.
+    """
+    client: Any = store.client
+    found = client.mget([f"{store.keys.prefix}:shard:{shard}" for shard in range(num_shards)])
+    return ["" if owner is None else owner.decode() for owner in found]
+
+
 class Sharding:
     """Which requests are this collector's: pure bookkeeping over what it holds.
 

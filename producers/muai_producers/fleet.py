@@ -126,6 +126,16 @@ class CollectorRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     forming: tuple[Forming, ...] = ()
     """The batch keys with the longest waiting requests, `MAX_FORMING` at most."""
 
+    @property
+    def process(self) -> str:
+        """Its name among the processes that the runtime configuration knows."""
+        return collector_process(self.name)
+
+
+def collector_process(name: str) -> str:
+    """The name by which a collector says what configuration it applies."""
+    return f"{name} (collector)"
+
 
 _GRAVITY: Mapping[GpuState, int] = {"unseen": 0, "ok": 1, "degraded": 2, "failed": 3}
 Record = TypeVar("Record", WorkerRecord, CollectorRecord)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from muai_config.errors import ConfigError, Problem, Source
 from muai_config.runtime import key_problems, overlaid
 from muai_producers.errors import ConfigConflictError, InvalidConfigError
-from muai_producers.runtime_config.versions import MAX_TEXT, ConfigVersion, ConfigVersions, differing
+from muai_producers.runtime_config.versions import MAX_TEXT, Canary, ConfigVersion, ConfigVersions, differing
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -19,7 +19,7 @@ TRIES = 20
 
 
 class ConfigEditor:
-    """Changes the runtime configuration.
+    """Changes the runtime configuration. What is tried on one process ends with any other version.
 
     Args:
         settings: what changes are checked against: files and environment, without overrides.
@@ -61,6 +61,12 @@ class ConfigEditor:
             lambda old: {**{key: value for key, value in old.items() if key not in gone}, **changes}, by, why, expected
         )
 
+    def try_on(
+        self, process: str, changes: Mapping[str, Any], *, by: str, why: str = "", expected: int | None = None
+    ) -> ConfigVersion:
+        """Give keys new values at one process alone; as `set`. All others go on as they are."""
+        return self._make(dict, by, why, expected, canary=Canary(process=process, overrides=dict(changes)))
+
     def rollback(self, to: int | None = None, *, by: str, why: str = "", expected: int | None = None) -> ConfigVersion:
         """Go back to an earlier version, as a new one.
 
@@ -82,6 +88,7 @@ class ConfigEditor:
         why: str,
         expected: int | None,
         restores: int | None = None,
+        canary: Canary | None = None,
     ) -> ConfigVersion:
         for attempt in range(TRIES):
             current = self._versions.current()
@@ -90,7 +97,7 @@ class ConfigEditor:
                     f"the runtime configuration is at version {current.number}, not {expected}: look, and try again",
                     {"version": current.number, "expected": expected},
                 )
-            version = self._next(current, change(current.overrides), by, why, restores)
+            version = self._next(current, change(current.overrides), by, why, restores, canary)
             if version is None:
                 return current
             try:
@@ -103,17 +110,27 @@ class ConfigEditor:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _next(
-        self, current: ConfigVersion, overrides: dict[str, Any], by: str, why: str, restores: int | None
+        self,
+        current: ConfigVersion,
+        overrides: dict[str, Any],
+        by: str,
+        why: str,
+        restores: int | None,
+        canary: Canary | None,
     ) -> ConfigVersion | None:
+        number = current.number + 1
+        source = Source("runtime", f"version {number}")
         try:
-            overlaid(self._settings, overrides, Source("runtime", f"version {current.number + 1}"))
+            overlaid(self._settings, overrides, source)
+            if canary is not None:
+                overlaid(self._settings, {**overrides, **canary.overrides}, source)
         except ConfigError as error:
             raise _invalid(error) from None
         changed, removed = differing(current.overrides, overrides)
-        if not changed and not removed:
+        if not changed and not removed and canary == current.canary:
             return None
         return ConfigVersion(
-            number=current.number + 1,
+            number=number,
             overrides=overrides,
             changed=changed,
             removed=removed,
@@ -121,6 +138,7 @@ class ConfigEditor:
             at=self._wall_s(),
             by=by[:MAX_TEXT],
             why=why[:MAX_TEXT],
+            canary=canary,
         )
 
 

@@ -69,7 +69,9 @@ class LiveSettings:
 
             try:
                 settings = overlaid(
-                    self.started_with, version.overrides, Source("runtime", f"version {version.number}")
+                    self.started_with,
+                    version.overrides_of(self.process),
+                    Source("runtime", f"version {version.number}"),
                 )
                 self._tell(settings)
             except ConfigError as error:
@@ -114,4 +116,8 @@ def describe_changes(version: ConfigVersion) -> str:
     """What a version changed, in one line."""
     parts = [f"{key} = {value!r}" for key, value in version.changed.items()]
     parts += [f"{key} as configured" for key in version.removed]
+    if version.canary is not None:
+        parts += [
+            f"{key} = {value!r} at {version.canary.process} alone" for key, value in version.canary.overrides.items()
+        ]
     return ", ".join(parts) or "nothing"

@@ -51,6 +51,14 @@ return found
 """
 
 
+class Canary(msgspec.Struct, frozen=True, kw_only=True):
+    """What is tried on one process before all have it."""
+
+    process: str
+    overrides: dict[str, Any]
+    """Of this process alone, over those of all."""
+
+
 class ConfigVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One version of the runtime configuration."""
 
@@ -68,6 +76,14 @@ class ConfigVersion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """Wall-clock seconds since the epoch."""
     by: str = ""
     why: str = ""
+    canary: Canary | None = None
+    """A trial that lasts until the next version, whoever makes it."""
+
+    def overrides_of(self, process: str) -> dict[str, Any]:
+        """What one process works by."""
+        if self.canary is None or self.canary.process != process:
+            return self.overrides
+        return {**self.overrides, **self.canary.overrides}
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

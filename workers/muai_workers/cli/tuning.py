@@ -120,7 +120,8 @@ def status_lines(is_on: bool, state: TunerState, learnt: dict[str, Knowledge]) -
     if state.trial is not None:
         changed = state.trial.old.changes_to(state.trial.new)
         told = ", ".join(f"{name} {state.trial.old.of(name)} → {value}" for name, value in changed.items())
-        yield f"on trial: {told}, because {state.trial.why}"
+        where = f" at {state.trial.canary} alone" if state.trial.canary else ""
+        yield f"on trial{where}: {told}, because {state.trial.why}"
     elif is_on and state.values is not None:
         yield "nothing is on trial"
     if state.holding:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TRIES = 5
 """Others may change other settings while the tuner sets its own."""
+SWITCHED_OFF = "tuning is switched off"
 
 
 class TuningRecommendations(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +98,7 @@ class AutoTuner:
             return []
         made = 0
         if step.values is not None:
-            version = self._set(look, step.values, step.state.originals, step.why)
+            version = self._set(look, step, step.values)
             if version is None:
                 # What the next look finds is taken as it is.
                 self.memory.commit(written, replace(step.state, values=look.values, trial=None))
@@ -116,6 +117,8 @@ class AutoTuner:
             return []
         # The other way round: what is given back twice is given back once.
         self._give_back(step.restore)
+        if self._versions.current().canary is not None:
+            self._editor.set({}, by=TUNER, why=SWITCHED_OFF)
         if self.memory.commit(seen, step.state, step.events) is None:
             return []
         tell(step.events)
@@ -123,9 +126,7 @@ class AutoTuner:
 
     # -- setting -------------------------------------------------------------------------------------------------
 
-    def _set(
-        self, look: Look, wanted: Values, originals: Mapping[Parameter, int | None], why: str
-    ) -> ConfigVersion | None:
+    def _set(self, look: Look, step: Step, wanted: Values) -> ConfigVersion | None:
         """Make the values a version; None when somebody else has changed them, which the next look will see."""
         changes = look.values.changes_to(wanted)
         for _ in range(TRIES):
@@ -136,7 +137,10 @@ class AutoTuner:
                     version.overrides.get(KEYS[name]) != look.overridden.get(name) for name in changes
                 ):
                     return None
-                return self._change(changes, originals, why, number)
+                if step.canary:
+                    alone = {KEYS[name]: value for name, value in changes.items()}
+                    return self._editor.try_on(step.canary, alone, by=TUNER, why=step.why, expected=number)
+                return self._change(changes, step.state.originals, step.why, number)
             except ConfigConflictError:
                 continue
             except InvalidConfigError as error:
@@ -155,7 +159,8 @@ class AutoTuner:
         ]
         version = self._versions.version(number)
         setting = {KEYS[name]: value for name, value in changes.items() if name not in back}
-        if setting:
+        if setting or not back:
+            # With nothing to set, it ends what one process had alone.
             version = self._editor.set(setting, by=TUNER, why=why, expected=number)
             number = version.number
         if back:
@@ -163,7 +168,7 @@ class AutoTuner:
         return version
 
     def _give_back(self, restore: Mapping[Parameter, int | None]) -> None:
-        why = "tuning is switched off"
+        why = SWITCHED_OFF
         setting = {KEYS[name]: value for name, value in restore.items() if value is not None}
         if setting:
             self._editor.set(setting, by=TUNER, why=why)

@@ -12,11 +12,14 @@ from typing import Literal
 
 import msgspec
 
+from muai_workers.tuning.canary import alone_first, spread_from, valid_there
 from muai_workers.tuning.comparing import Sample, chance_of_rise
 from muai_workers.tuning.measuring import is_of, measured, place_of, uncollected, with_uncollected
 from muai_workers.tuning.proposing import MIN_GAIN, PATIENCE, Move, bounds_of, move_to, moves, situation_of
 from muai_workers.tuning.records import (
+    MIN_STRETCHES,
     PARAMETERS,
+    SETTLE_S,
     Knowledge,
     Look,
     Measured,
@@ -31,12 +34,9 @@ from muai_workers.tuning.records import (
     Values,
 )
 
-SETTLE_S = 2.0
-"""After a change, until every process has it, and what was under way has ended."""
 LEVEL_OF_PROOF = 0.05
 RESOLUTION = 0.002
 """Worth per request that a stretch cannot be told better than."""
-MIN_STRETCHES = 2
 RATE_GAIN = 0.03
 """While the engines are behind: least rise of what is served, as a share."""
 MORE_FAILURES = 0.02
@@ -59,7 +59,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     state: TunerState
     values: Values | None = None
-    """What to set; None: nothing is to be changed."""
+    """What to set; None: nothing is to be changed. Whatever is on trial at one process alone ends with it."""
+    canary: str = ""
+    """The process that alone is to have `values`; '': all are."""
     restore: dict[Parameter, int | None] = {}
     """What to go back to: the runtime configuration's value before the tuner's, or None for none."""
     events: tuple[TuningEvent, ...] = ()
@@ -135,10 +137,20 @@ def _reconciled(state: TunerState, look: Look) -> tuple[TunerState, tuple[Tuning
     if mine is None:
         return replace(state, values=look.values, version=look.version, since_s=look.now_s), (), False
     if look.values == mine:
+        events: tuple[TuningEvent, ...] = ()
+        canary = state.trial.canary if state.trial is not None else ""
+        if look.alone != canary:
+            if not canary:
+                # Its end was written down, and never came about.
+                return replace(state, since_s=look.now_s, due_s=look.now_s + SETTLE_S), (), True
+            if look.version != state.version:
+                undone = _undone(state, look, f"taken back unjudged: {look.changed_by or 'somebody'} set something")
+                events = undone.events
+            state = replace(state, trial=None, since_s=look.now_s)
         if look.version != state.version and look.changed_by != TUNER:
             # Something else was changed: what was measured before does not hold.
             state = replace(state, since_s=look.now_s, trial=_renewed(state.trial, look.now_s))
-        return replace(state, version=look.version), (), False
+        return replace(state, version=look.version), events, False
     if look.version == state.version:
         trial = _renewed(state.trial, look.now_s)
         return replace(state, since_s=look.now_s, trial=trial, due_s=look.now_s + SETTLE_S), (), True
@@ -228,13 +240,17 @@ def _judged(state: TunerState, trial: Trial, look: Look, place: Place, recall: R
     replace = msgspec.structs.replace
     # Batches that were formed before the change and wait for an engine tell nothing of it.
     stretches = _valid(look, trial.began_s + SETTLE_S, place, rules)
-    after = measured(stretches, rules.target_ms)
+    if trial.canary and trial.canary != look.canary:
+        return _undone(state, look, f"taken back unjudged: {trial.canary} batches other things now, or is gone")
+    after = measured(valid_there(trial, look, rules) if trial.canary else stretches, rules.target_ms)
     verdict, why = judge(trial, after)
     promises = after.scores.mean > trial.before.scores.mean + MIN_GAIN
     if verdict == "unclear" and trial.prolonged < MAX_PROLONGED + promises:
         # What is only too short yet is no doubt.
         longer = replace(trial, prolonged=trial.prolonged + (after.scores.count >= MIN_STRETCHES))
         return Step(state=replace(state, trial=longer, holding=f"{trial.move}: not clear yet, {why}"))
+    if trial.canary and verdict == "better":
+        return _spread(state, trial, look, place, why)
     known = recall(place)
     spent = {} if known is None else {move: at for move, at in known.spent.items() if look.now_s - at < FORGET_S}
     # Where memory is to be freed, or the step was learnt, no difference speaks for it; else for what was there.
@@ -246,15 +262,25 @@ def _judged(state: TunerState, trial: Trial, look: Look, place: Place, recall: R
         kept = replace(state, trial=None, since_s=trial.began_s)
         step = Step(state=kept, events=(event,), learnt=((place, learnt),))
         return _and_then(step, look, place, learnt, stretches, rules)
+    before = trial.before_all if trial.canary else trial.before
     learnt = Knowledge(
-        best=trial.old, score=trial.before.scores.mean, at_s=look.now_s, spent=spent | {trial.move: look.now_s}
+        best=trial.old, score=before.scores.mean, at_s=look.now_s, spent=spent | {trial.move: look.now_s}
     )
     step = _undone(state, look, why)
     step = replace(step, learnt=((place, learnt),))
     if verdict == "worse":
         # What it has done has to wear off before anything else can be judged.
         return step
-    return _and_then(step, look, place, learnt, stretches, rules, trial.before)
+    return _and_then(step, look, place, learnt, stretches, rules, before, trial.before if trial.canary else None)
+
+
+def _spread(state: TunerState, trial: Trial, look: Look, place: Place, why: str) -> Step:
+    """A step that has helped where it was tried first: now for all, who are to show the same."""
+    event = _event(look, "spread", trial.parameter, trial.old, trial.new, f"at {trial.canary}: {why}", place)
+    state = msgspec.structs.replace(
+        state, values=trial.new, trial=spread_from(trial, look.now_s), since_s=look.now_s, version=look.version
+    )
+    return Step(state=state, values=trial.new, events=(event,))
 
 
 def _and_then(
@@ -265,12 +291,13 @@ def _and_then(
     stretches: Sequence[Stretch],
     rules: Rules,
     before: Measured | None = None,
+    before_there: Measured | None = None,
 ) -> Step:
     """After a verdict, the next trial in the same version: what held before it was measured already."""
     values = step.state.values
     assert values is not None
     look = msgspec.structs.replace(look, values=values)
-    return _tried(step.state, look, place, known, stretches, rules, before, step)
+    return _tried(step.state, look, place, known, stretches, rules, before, step, before_there)
 
 
 def _tried(
@@ -282,6 +309,7 @@ def _tried(
     rules: Rules,
     before: Measured | None = None,
     after: Step | None = None,
+    before_there: Measured | None = None,
 ) -> Step:
     """Begin the likeliest trial that is left, if any is."""
     base = state.values
@@ -303,6 +331,9 @@ def _tried(
     for move in moves(look, now, rules):
         trial = _trial(move, base, look, measured_now)
         if look.now_s - spent.get(trial.move, float("-inf")) >= FORGET_S:
+            starts = {one.start_s for one in stretches}
+            there = [one for one in look.canary_stretches if one.start_s in starts]
+            trial = alone_first(trial, look, before_there or measured(there, rules.target_ms))
             return _begun(nothing, look, place, trial)
     learnt = nothing.learnt or ((place, _settled(known, base, measured_now, look.now_s)),)
     return msgspec.structs.replace(nothing, learnt=learnt)
@@ -384,15 +415,16 @@ def _begun(step: Step, look: Look, place: Place, trial: Trial) -> Step:
     found = {name: look.overridden.get(name) for name in old.changes_to(new)}
     state = msgspec.structs.replace(
         step.state,
-        values=new,
+        values=old if trial.canary else new,
         trial=trial,
         since_s=look.now_s,
         place=place,
         version=look.version,
         originals={**found, **step.state.originals},
     )
-    event = _event(look, outcome, trial.parameter, old, new, trial.why, place)
-    return msgspec.structs.replace(step, state=state, values=new, events=(*step.events, event))
+    why = f"{trial.why}; first at {trial.canary} alone" if trial.canary else trial.why
+    event = _event(look, outcome, trial.parameter, old, new, why, place)
+    return msgspec.structs.replace(step, state=state, values=new, canary=trial.canary, events=(*step.events, event))
 
 
 def _trial(move: Move, old: Values, look: Look, before: Measured, *, recalled: bool = False) -> Trial:

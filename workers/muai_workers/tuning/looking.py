@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from muai_batching.assembler import BatchKey
+from muai_batching.routing import resolve_chain
+from muai_batching.shards import shard_of, shard_owners
 from muai_config.engines import ALL_ENGINES
 from muai_config.errors import Source
 from muai_config.runtime import overlaid
 from muai_producers.alerts.store import AlertStore
-from muai_producers.fleet import Fleet, FleetView
+from muai_producers.fleet import Fleet, FleetView, collector_process
 from muai_producers.monitoring import instruments
 from muai_producers.monitoring.shared import SharedMetrics
 from muai_producers.performance.buckets import floor_to
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from muai_config import Settings
     from muai_producers.performance.buckets import Level
 
+Kind = tuple[str, str]
+"""Model and task."""
+Counted = dict[Kind, dict[int, Tally]]
+"""By the second in which a stretch begins."""
 LATE_S = 3.0
 """Processes write once a second; a stretch is complete so long after its end."""
 MAX_STRETCHES = 120
@@ -92,6 +99,7 @@ class TunerLook:
         wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
+        self._store = store
         self._client: Any = store.client
         self._inflight = store.keys.inflight
         self._versions = ConfigVersions(store)
@@ -121,6 +129,7 @@ class TunerLook:
             adaptive=settings.optimization.batcher.adaptive_batching,
             min_batch_size=settings.optimization.batcher.min_batch_size,
             incident=self._incident(settings),
+            alone="" if version.canary is None else version.canary.process,
         )
 
     def take(self, settings: Settings, version: ConfigVersion, rules: Rules) -> Look:
@@ -128,12 +137,18 @@ class TunerLook:
         from msgspec.structs import replace
 
         look = self.brief(settings, version)
-        stretches, leading = self._stretches(look.now_s, rules)
+        level = _level(self._monitor.data.levels, rules)
+        counted, leading = self._counted(look.now_s, rules, level)
         view = self._fleet.view(ALL_ENGINES)
+        owners = self._owners(settings, view, counted)
+        canary = owners.get((leading.model, leading.task), "")
+        batched_there = [by_start for kind, by_start in counted.items() if canary and owners.get(kind) == canary]
         workers = [worker for worker in view.workers if worker.engine == leading.engine]
         return replace(
             look,
-            stretches=stretches,
+            stretches=_added(counted.values(), level, look.now_s, rules),
+            canary=collector_process(canary) if canary else "",
+            canary_stretches=_added(batched_there, level, look.now_s, rules),
             model=leading.model,
             engine=leading.engine,
             device=_device(view, leading.engine),
@@ -153,21 +168,34 @@ class TunerLook:
 
     # -- figures -------------------------------------------------------------------------------------------------
 
-    def _stretches(self, now_s: float, rules: Rules) -> tuple[tuple[Stretch, ...], Series]:
-        """All series added, stretch by stretch; and the series with most requests."""
-        level = _level(self._monitor.data.levels, rules)
+    def _counted(self, now_s: float, rules: Rules, level: Level) -> tuple[Counted, Series]:
+        """What was counted, and the series with most requests."""
         since_s = now_s - rules.window_s - level.size_s
-        by_start: dict[int, Tally] = {}
+        counted: Counted = {}
         sizes: dict[Series, int] = {}
         for series in self._monitor.series_since(since_s):
+            by_start = counted.setdefault((series.model, series.task), {})
             for start_s, tally in self._monitor.data.each(since_s, now_s, series.member, level):
                 by_start.setdefault(floor_to(start_s, level.size_s), Tally()).add(tally)
                 if series.engine:
                     sizes[series] = sizes.get(series, 0) + tally.counters.get("ok", 0)
-        complete = sorted(start_s for start_s in by_start if start_s + level.size_s <= now_s - LATE_S)
-        length_s = float(level.size_s)
-        stretches = tuple(stretch_of(by_start[at], float(at), length_s, rules.target_ms) for at in complete)
-        return stretches, max(sizes, key=lambda series: (sizes[series], series)) if sizes else Series("", "", "")
+        return counted, max(sizes, key=lambda series: (sizes[series], series)) if sizes else Series("", "", "")
+
+    def _owners(self, settings: Settings, view: FleetView, kinds: Iterable[Kind]) -> dict[Kind, str]:
+        """The collector that batches each model and task with the engines that are configured; none where there is but
+        one.
+        """
+        names, num_shards = {collector.name for collector in view.collectors}, settings.queue.collector_shards
+        if len(names) < 2 or num_shards < 2:
+            return {}
+        holders = shard_owners(self._store, num_shards)
+        owners: dict[Kind, str] = {}
+        for model, task in kinds:
+            if (spec := settings.models.get(model)) is not None:
+                configured = settings.chain(spec)
+                key = BatchKey(model, task, resolve_chain((), configured, configured))
+                owners[model, task] = holders[shard_of(key, num_shards)]
+        return {kind: name for kind, name in owners.items() if name in names}
 
     def _memory_percent(self) -> float:
         """Of the fullest GPU; of the fullest host where there are none."""
@@ -183,6 +211,17 @@ class TunerLook:
             used += sum(value for name, value in told if name == instruments.KV_BYTES.name)
             most += max((value for name, value in told if name == instruments.KV_MAX_BYTES.name), default=0.0)
         return CacheLook(used_share=used / most) if used and most else None
+
+
+def _added(counted: Iterable[Mapping[int, Tally]], level: Level, now_s: float, rules: Rules) -> tuple[Stretch, ...]:
+    """Everything added, stretch by stretch, as far as it is complete."""
+    sums: dict[int, Tally] = {}
+    for by_start in counted:
+        for start_s, tally in by_start.items():
+            if start_s + level.size_s <= now_s - LATE_S:
+                sums.setdefault(start_s, Tally()).add(tally)
+    length_s = float(level.size_s)
+    return tuple(stretch_of(sums[at], float(at), length_s, rules.target_ms) for at in sorted(sums))
 
 
 def _level(levels: Sequence[Level], rules: Rules) -> Level:

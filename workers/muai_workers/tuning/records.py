@@ -17,7 +17,13 @@ KEYS: Mapping[Parameter, str] = {
     "cache_size_mb": "optimization.cache.max_memory_mb",
 }
 """The settings that the parameters are."""
-Outcome = Literal["raised", "lowered", "recalled", "kept", "rolled_back", "paused", "adopted", "stood_down", "advised"]
+SETTLE_S = 2.0
+"""After a change, until every process has it, and what was under way has ended."""
+MIN_STRETCHES = 2
+"""Fewer of them show nothing."""
+Outcome = Literal[
+    "raised", "lowered", "recalled", "spread", "kept", "rolled_back", "paused", "adopted", "stood_down", "advised"
+]
 
 
 class Values(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +177,12 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     """None where no worker keeps conversations."""
     incident: str = ""
     """The open alert that forbids tuning; '' for none."""
+    canary: str = ""
+    """The collector that batches what is asked for most, where there are others: a step is tried on it first."""
+    canary_stretches: tuple[Stretch, ...] = ()
+    """As `stretches`, of what the canary batches alone."""
+    alone: str = ""
+    """The process for which alone the version sets something; '' for none."""
 
     @property
     def timeout_matters(self) -> bool:
@@ -206,6 +218,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     recalled: bool = False
     """It goes back to what once did best: it is kept unless it hurts."""
     prolonged: int = 0
+    canary: str = ""
+    """The collector that alone has it so far; `before` is what that one did. '': all have it."""
+    before_all: Measured = Measured()
+    """What all did, while one alone has it."""
 
     @property
     def move(self) -> str:
