@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,15 @@ from hypothesis import settings as hypothesis_settings
 
 from muai_config import Settings, build_settings
 from muai_producers.store import Store
+from tests.chaos.brokers import RabbitNode
 from tests.engines_here import REAL
 from tests.transport_support import OwnRedis, own_redis
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has started this in its background; what is ignored stays so in every process that a test interrupts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "vllm" in REAL:
         # What vLLM imports warns of itself and of each other; none of it is ours to mend.
         config.addinivalue_line("filterwarnings", "default")
@@ -34,6 +39,22 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]
     folder: Path = tmp_path_factory.mktemp("redis")
     with own_redis(folder) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """A RabbitMQ node of this test run's own, which takes seconds to start: ask for it where it is needed."""
+    node = RabbitNode(tmp_path_factory.mktemp("rabbitmq"))
+    yield node
+    node.stop()
+
+
+@pytest.fixture(scope="module")
+def rabbit_node(rabbit_server: RabbitNode) -> Iterator[RabbitNode]:
+    """The same, without queues."""
+    rabbit_server.delete_queues()
+    yield rabbit_server
+    rabbit_server.delete_queues()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.chaos.brokers import RabbitNode, RedisServer
+from tests.chaos.brokers import RedisServer
 from tests.chaos.stack import Load, Stack
 from tests.chaos.supervisor import ROOT, child_environment
 
@@ -31,7 +31,7 @@ PRODUCER_LIMIT_S = 60.0
     params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
 )
 def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
-    node = RabbitNode(tmp_path / "rabbitmq") if request.param == "rabbitmq" else None
+    node = request.getfixturevalue("rabbit_node") if request.param == "rabbitmq" else None
     state = RedisServer(tmp_path / "redis")
     workers = {"worker-1": "engine", "worker-2": "engine"}
     stack = Stack(node or state, state, tmp_path / "stack", workers=workers, models=MODELS, lease_ttl_s=2.0)
@@ -42,8 +42,6 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
         stack.stop()
         sys.stdout.write(stack.logs())
         state.stop()
-        if node is not None:
-            node.stop()
 
 
 def start_producer(stack: Stack, name: str) -> subprocess.Popen[bytes]:

@@ -90,7 +90,7 @@ class Talk:
 )
 def talk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
     folder = tmp_path_factory.mktemp(request.param)
-    node = RabbitNode(folder / "rabbitmq") if request.param == "rabbitmq" else None
+    node = request.getfixturevalue("rabbit_node") if request.param == "rabbitmq" else None
     state = RedisServer(folder / "redis")
     workers = {"worker-1": "engine", "worker-2": "engine"}
     stack = Stack(node or state, state, folder / "stack", workers=workers, models=MODELS, lease_ttl_s=2.0)
@@ -103,8 +103,6 @@ def talk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         stack.stop()
         print(stack.logs())  # noqa: T201 - read where a test fails
         state.stop()
-        if node is not None:
-            node.stop()
 
 
 @pytest.fixture(autouse=True)

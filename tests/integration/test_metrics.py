@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -148,14 +146,10 @@ def test_given_a_store_and_a_broker_that_are_away_then_the_page_says_so(muai_set
 
 
 @pytest.fixture
-def amqp_settings(muai_settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+def amqp_settings(muai_settings: Settings, rabbit_node: RabbitNode) -> Settings:
     """RabbitMQ is the broker, on a node that nobody else uses."""
-    node = RabbitNode(tmp_path / "rabbitmq")
-    try:
-        queue = {"broker_url": node.url(), "redis_url": muai_settings.queue.broker_url}
-        yield muai_settings.model_copy(update={"queue": muai_settings.queue.model_copy(update=queue)})
-    finally:
-        node.stop()
+    queue = {"broker_url": rabbit_node.url(), "redis_url": muai_settings.queue.broker_url}
+    return muai_settings.model_copy(update={"queue": muai_settings.queue.model_copy(update=queue)})
 
 
 @pytest.mark.rabbitmq

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 from celery import Celery
-from tests.chaos.brokers import RabbitNode
 from tests.traced_stack import TracedStack
 from tests.tracing_support import Inbox, Received, grpc_receiver, http_receiver, names_of, tree_of
 from tests.transport_support import own_redis, wait_until
@@ -36,9 +35,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         redis = kept.enter_context(own_redis(folder))
         broker = redis.url
         if request.param == "rabbitmq-http":
-            node = RabbitNode(folder / "rabbitmq")
-            kept.callback(node.stop)
-            broker = node.url()
+            broker = request.getfixturevalue("rabbit_node").url()
         receiver = http_receiver() if request.param == "rabbitmq-http" else grpc_receiver()
         endpoint, inbox = kept.enter_context(receiver)
         tracing = {"protocol": "http"} if request.param == "rabbitmq-http" else {}
