@@ -99,10 +99,9 @@ def _bounds(now: Situation, size: int) -> Iterator[int]:
 def _gain_of_size(now: Situation, wanted: float) -> Estimate:
     mean = now.mean_batch or 1.0
     a, b = now.per_request_ms, now.per_batch_ms
-    if a is None or b is None or a + b <= 0:
-        told = (
-            f"batches of {mean:.1f} on average were all alike, so what one costs is not known apart from its requests"
-        )
+    if a is None or b is None or a <= 0:
+        # A fit by which requests cost nothing has seen sizes that differ by less than the machine's moods.
+        told = f"batches of {mean:.1f} on average were too much alike to tell what one costs apart from its requests"
         return estimate("throughput increase", 0.0, wanted / mean - 1, told)
 
     def rate(size: float) -> float:

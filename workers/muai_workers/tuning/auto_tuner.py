@@ -20,6 +20,7 @@ from muai_producers.store import Store
 from muai_workers.tuning.advising import advice
 from muai_workers.tuning.deciding import TUNER, Step, advance, stand_down
 from muai_workers.tuning.looking import TunerLook, rules_of, values_of
+from muai_workers.tuning.measuring import recent_of
 from muai_workers.tuning.proposing import moves, situation_of
 from muai_workers.tuning.records import KEYS, Look, Parameter, Rules, TunerState, TuningEvent, Values
 from muai_workers.tuning.store import TuningStore
@@ -224,7 +225,7 @@ def _with_advice(step: Step, before: str, look: Look, rules: Rules) -> Step:
     """The step, with advice where nothing else is left to do; told once as long as it holds."""
     if step.values is not None or step.state.trial is not None or not step.learnt:
         return step
-    recent = [one for one in look.stretches if one.start_s >= look.now_s - rules.interval_s - 1.0]
+    recent = recent_of(look, look.stretches, rules)
     told = advice(look, situation_of(recent, rules.target_ms), rules)
     state = replace(step.state, advice=told)
     # Its figures change from look to look; what it advises does not.

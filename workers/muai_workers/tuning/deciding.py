@@ -14,7 +14,7 @@ import msgspec
 
 from muai_workers.tuning.canary import alone_first, spread_from, valid_there
 from muai_workers.tuning.comparing import Sample, chance_of_rise
-from muai_workers.tuning.measuring import is_of, measured, place_of, uncollected, with_uncollected
+from muai_workers.tuning.measuring import is_of, measured, place_of, recent_of, uncollected, with_uncollected
 from muai_workers.tuning.proposing import MIN_GAIN, PATIENCE, Move, bounds_of, move_to, moves, situation_of
 from muai_workers.tuning.records import (
     MIN_STRETCHES,
@@ -183,7 +183,7 @@ def _held(state: TunerState, look: Look, rules: Rules, events: tuple[TuningEvent
 
 def _decided(state: TunerState, look: Look, recall: Recall, rules: Rules) -> Step:
     replace = msgspec.structs.replace
-    recent = [one for one in look.stretches if one.start_s >= look.now_s - rules.interval_s - 1.0]
+    recent = recent_of(look, look.stretches, rules)
     place = place_of(look, recent, state.place)
     if place is None:
         idle = replace(state, holding="too little comes to judge by")
@@ -317,7 +317,7 @@ def _tried(
     nothing = after or Step(state=state)
     outside = _bounded(base, look, rules)
     # What had piled up once and is worked off says nothing of how these values do.
-    recent = [one for one in stretches if one.start_s >= look.now_s - rules.interval_s - 1.0]
+    recent = recent_of(look, stretches, rules)
     if measured(stretches, rules.target_ms).behind != measured(recent, rules.target_ms).behind:
         stretches = recent
     measured_now = before or measured(stretches, rules.target_ms)

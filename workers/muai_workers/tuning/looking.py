@@ -23,7 +23,18 @@ from muai_producers.runtime_config.versions import ConfigVersion, ConfigVersions
 from muai_producers.store import Store
 from muai_workers.tuning.deciding import ALERT
 from muai_workers.tuning.measuring import stretch_of
-from muai_workers.tuning.records import KEYS, PARAMETERS, Bounds, CacheLook, Look, Parameter, Rules, Stretch, Values
+from muai_workers.tuning.records import (
+    KEYS,
+    LATE_S,
+    PARAMETERS,
+    Bounds,
+    CacheLook,
+    Look,
+    Parameter,
+    Rules,
+    Stretch,
+    Values,
+)
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -33,8 +44,6 @@ Kind = tuple[str, str]
 """Model and task."""
 Counted = dict[Kind, dict[int, Tally]]
 """By the second in which a stretch begins."""
-LATE_S = 3.0
-"""Processes write once a second; a stretch is complete so long after its end."""
 MAX_STRETCHES = 120
 RESOURCES_S = 60.0
 OWN_MEMORY = ("vllm",)

@@ -11,7 +11,7 @@ from muai_producers.performance.bins import middle_ms
 from muai_producers.performance.report import is_own_fault
 from muai_producers.performance.series import ATTEMPT, ERROR, Tally
 from muai_workers.tuning.comparing import sample_of
-from muai_workers.tuning.records import Look, Measured, Place, Stretch, Uncollected
+from muai_workers.tuning.records import LATE_S, Look, Measured, Place, Rules, Stretch, Uncollected
 
 SPEED_WEIGHT = 0.1
 """What an answer at the last moment is worth less than an instant one. So settings that answer the same number in time
@@ -87,6 +87,13 @@ def measured(stretches: Sequence[Stretch], target_ms: float) -> Measured:
         behind=arrived >= MIN_REQUESTS and (waited_ms > target_ms or ended < 0.9 * arrived),
         failed_share=failed / (ended + failed) if ended + failed else 0.0,
     )
+
+
+def recent_of(look: Look, stretches: Sequence[Stretch], rules: Rules) -> list[Stretch]:
+    """Of `stretches`, those of the last interval; of one shorter than two stretches, enough to hold one for certain."""
+    longest_s = max((one.length_s for one in stretches), default=0.0)
+    since_s = look.now_s - max(rules.interval_s, 2 * longest_s + LATE_S) - 1.0
+    return [one for one in stretches if one.start_s >= since_s]
 
 
 def rate_of(stretches: Iterable[Stretch]) -> float:

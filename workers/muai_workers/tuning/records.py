@@ -17,6 +17,8 @@ KEYS: Mapping[Parameter, str] = {
     "cache_size_mb": "optimization.cache.max_memory_mb",
 }
 """The settings that the parameters are."""
+LATE_S = 3.0
+"""Processes write once a second; a stretch is complete so long after its end."""
 SETTLE_S = 2.0
 """After a change, until every process has it, and what was under way has ended."""
 MIN_STRETCHES = 2
