@@ -15,7 +15,6 @@ from muai_producers.wire import InferenceResult
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 LIMIT_S = 240.0
 PROMPT = "Rain"
-"""With it the model, whose weights are random, goes on for long."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineFleet]:
     from muai_workers.models.tiny import build_tiny_causal
 
     folder: Path = tmp_path_factory.mktemp("chain")
-    writer = f"folder:{build_tiny_causal(folder / 'writer', train=False, context_tokens=4096)}"
+    writer = f"folder:{build_tiny_causal(folder / 'writer', train=False, context_tokens=4096, endless=True)}"
     strange = f"folder:{build_strange_causal(folder / 'strange')}"
 
     def model(source: str, *engines: str) -> dict[str, Any]:

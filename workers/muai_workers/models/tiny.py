@@ -31,13 +31,17 @@ PAD, END = "<pad>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 
-def build_tiny_causal(folder: Path, *, train: bool = True, context_tokens: int = 512) -> Path:
+def build_tiny_causal(
+    folder: Path, *, train: bool = True, context_tokens: int = 512, endless: bool = False
+) -> Path:
     """Write a Llama of under a million parameters that continues and chats.
 
     Args:
         folder: made if it is not there.
         train: False: seeded random weights, in a fraction of the time.
         context_tokens: positions that the model has.
+        endless: it never says that it has ended, so that its answers have as many tokens as are asked for, whatever
+            this machine's rounding makes of its other words.
     """
     tokenizer = causal_tokenizer(context_tokens)
     with _seeded():
@@ -59,6 +63,9 @@ def build_tiny_causal(folder: Path, *, train: bool = True, context_tokens: int =
         )
         if train:
             _train_causal(model, tokenizer)
+    if endless:
+        with torch.no_grad():
+            model.lm_head.weight[tokenizer.eos_token_id] = 0.0  # of several hundred others one is always likelier
     return _save(folder, model, tokenizer)
 
 
