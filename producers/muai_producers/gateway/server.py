@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import signal
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from muai_producers.cli.invocation import Invocation
 from muai_producers.gateway.advisor import create_advisor
 from muai_producers.gateway.app import create_gateway
+from muai_producers.gateway.parting import PartingServer
 from muai_producers.logs.setup import set_up_logging
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ times per round trip on a busy gateway."""
 KEEP_ALIVE_S = 65
 """Longer than load balancers keep idle connections (60 s as a rule), so that they are the ones to close them."""
 AFTER_DRAIN_S = 2
+NOT_STARTED = 3
+"""The exit status, uvicorn's own."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +71,35 @@ def serve(host: str, port: int, *, workers: int, log_level: str, settings: Setti
     # uvicorn raises the signal that ended it once more when it is done; the end was orderly, so the status is 0.
     previous = {signum: signal.signal(signum, _ignore) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
-        uvicorn.run(
-            served.application,
-            factory=True,
-            host=host,
-            port=port,
-            workers=workers,
-            log_level=log_level.lower(),
-            log_config=None,
-            access_log=log_level.upper() == "DEBUG",
-            server_header=False,
+        options: dict[str, Any] = {
+            "factory": True,
+            "host": host,
+            "port": port,
+            "workers": workers,
+            "log_level": log_level.lower(),
+            "log_config": None,
+            "access_log": log_level.upper() == "DEBUG",
+            "server_header": False,
             **_proxy(gateway.proxy),
             **_tls(gateway.tls),
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=AFTER_DRAIN_S,
-        )
+            "timeout_keep_alive": KEEP_ALIVE_S,
+            "timeout_graceful_shutdown": AFTER_DRAIN_S,
+        }
+        if workers > 1:
+            uvicorn.run(served.application, **options)
+        else:
+            _serve_alone(uvicorn.Config(served.application, **options))
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _serve_alone(config: uvicorn.Config) -> None:
+    server = PartingServer(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(NOT_STARTED)
 
 
 def _proxy(proxy: ProxySettings) -> dict[str, Any]:

@@ -31,9 +31,7 @@ PAD, END = "<pad>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 
-def build_tiny_causal(
-    folder: Path, *, train: bool = True, context_tokens: int = 512, endless: bool = False
-) -> Path:
+def build_tiny_causal(folder: Path, *, train: bool = True, context_tokens: int = 512, endless: bool = False) -> Path:
     """Write a Llama of under a million parameters that continues and chats.
 
     Args:
