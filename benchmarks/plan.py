@@ -30,6 +30,8 @@ class Plan:
     open_pairs: int
     open_models: tuple[str, ...]
     arrivals: tuple[str, ...]
+    flood: int
+    """Requests of the tenant that floods."""
     queued: int
     """Requests queued for the figure on memory."""
     onnx_pairs: int
@@ -62,6 +64,7 @@ FULL = Plan(
     open_pairs=5,
     open_models=("noop", "minilm"),
     arrivals=("poisson", "gamma"),
+    flood=10_000,
     queued=1_000_000,
     onnx_pairs=7,
     onnx_s=6.0,
@@ -90,6 +93,7 @@ QUICK = Plan(
     open_pairs=1,
     open_models=("noop",),
     arrivals=("poisson",),
+    flood=2_000,
     queued=50_000,
     onnx_pairs=2,
     onnx_s=1.0,

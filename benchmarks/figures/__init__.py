@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.figures import (
     advice,
     conversations,
+    fairness,
     http,
     memory,
     model,
@@ -24,6 +25,7 @@ FIGURES: dict[str, Measurement] = {
     "model": model.MEASUREMENT,
     "http": http.MEASUREMENT,
     "open-loop": open_loop.MEASUREMENT,
+    "fairness": fairness.MEASUREMENT,
     "memory": memory.MEASUREMENT,
     "recording": recording.MEASUREMENT,
     "monitoring": monitoring.MEASUREMENT,

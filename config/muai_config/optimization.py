@@ -185,7 +185,8 @@ class PyTorchSettings(Section):
         le=4096,
         unit="threads",
         example=8,
-        describe="CPU threads for one operation; null leaves PyTorch's own choice.",
+        describe="CPU threads for computing; large batches of an encoder are divided among them, all else has them "
+        "together for each operation. null leaves PyTorch's own choice.",
     )
 
 

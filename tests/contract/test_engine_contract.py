@@ -143,6 +143,14 @@ def test_embedding_does_not_depend_on_the_batch(encoding: Subject) -> None:
     check()
 
 
+def test_embedding_does_not_depend_on_a_batch_that_is_divided(encoding: Subject) -> None:
+    texts = [" ".join(models.SENTENCES[at:] + models.SENTENCES[:at]) for at in range(len(models.SENTENCES))] * 8
+    texts += models.SENTENCES
+    together = encoding.embed(texts)
+    for text, vector in zip(texts[-2 * len(models.SENTENCES) :], together[-2 * len(models.SENTENCES) :], strict=True):
+        assert cosine(vector, encoding.embed([text])[0]) > 0.9999
+
+
 def test_embeddings_have_length_one(encoding: Subject) -> None:
     assert np.allclose(np.linalg.norm(encoding.embed(models.SENTENCES), axis=1), 1.0, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muai_workers.engines.padding import group_by_length, pad_rows
+from muai_workers.engines.padding import group_by_length, pad_rows, share_out
 
 rows_strategy = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=20), min_size=1, max_size=20)
 
@@ -41,3 +41,15 @@ def test_groups_hold_every_row_once_within_their_limits(lengths: list[int], over
         members = [lengths[index] for index in group]
         assert len(group) == 1 or len(group) * max(members) <= max_padded
         assert len(group) * max(members) - sum(members) <= overhead
+
+
+@given(lengths=st.lists(st.integers(1, 500), max_size=60), num_parts=st.integers(1, 9))
+def test_parts_hold_every_row_once_and_about_as_many_tokens_each(lengths: list[int], num_parts: int) -> None:
+    parts = share_out(lengths, num_parts)
+    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
+    assert len(parts) <= num_parts
+    for part in parts:
+        tokens = sum(lengths[index] for index in part)
+        assert 0 < tokens <= sum(lengths) / num_parts + max(lengths)
+    in_order = [lengths[index] for part in parts for index in part]
+    assert in_order == sorted(lengths, reverse=True)

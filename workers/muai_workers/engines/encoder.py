@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from muai_config import ModelSpec
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, EngineOutput
 from muai_workers.engines.failures import not_a_number
-from muai_workers.engines.padding import PaddedRows, group_by_length, pad_rows
-from muai_workers.engines.tokens import TextTokenizer, admit
+from muai_workers.engines.lanes import Lanes, OneLane
+from muai_workers.engines.padding import PaddedRows, group_by_length, pad_rows, share_out
+from muai_workers.engines.tokens import TextTokenizer, TokenRow, admit
 
 DECIMALS = 9
 """Of an embedding's numbers: finer than fp32 at the size that they have, and half as long on the wire as all digits."""
@@ -35,6 +37,7 @@ class Encoder:
         max_padded_tokens: int,
         call_overhead_tokens: int,
         extra: Mapping[str, Any],
+        lanes: Lanes | None = None,
     ) -> None:
         """
         Args:
@@ -42,6 +45,7 @@ class Encoder:
             max_padded_tokens: most tokens, padding included, in one forward pass.
             call_overhead_tokens: see `group_by_length`.
             extra: goes into every output.
+            lanes: where forward passes run; None: one after the other, in the caller's thread.
         """
         self._task = spec.task
         self._tokenizer = tokenizer
@@ -51,6 +55,7 @@ class Encoder:
         self._max_padded_tokens = max_padded_tokens
         self._call_overhead_tokens = call_overhead_tokens
         self._extra = extra
+        self._lanes: Lanes = lanes or OneLane()
 
     def serves(self, task: str) -> bool:
         return task == self._task
@@ -70,20 +75,29 @@ class Encoder:
     def run(self, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion]:
         rows, refused = admit(self._tokenizer, task, requests, self._limit_tokens)
         yield from refused
-        groups = group_by_length(
-            [len(row.ids) for row in rows],
-            call_overhead_tokens=self._call_overhead_tokens,
-            max_padded_tokens=self._max_padded_tokens,
-        )
-        for group in groups:
-            members = [rows[index] for index in group]
-            values = self._forward(pad_rows([row.ids for row in members], self._tokenizer.pad_id, "right"))
-            for row, value in zip(members, values, strict=True):
-                if np.isnan(value).any():
-                    yield Completion(row.request.id, error=not_a_number(row.request.model, self._extra))
-                    continue
-                output = EngineOutput(self._outputs(value), len(row.ids), extra=self._extra)
-                yield Completion(row.request.id, output=output)
+        groups = self._groups([len(row.ids) for row in rows])
+        padded = [pad_rows([rows[index].ids for index in group], self._tokenizer.pad_id, "right") for group in groups]
+        for position, values in self._lanes.run([partial(self._forward, one) for one in padded]):
+            for index, value in zip(groups[position], values, strict=True):
+                yield self._completion(rows[index], value)
+
+    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Rows of one forward pass each, the costliest first."""
+        groups = []
+        for part in share_out(lengths, self._lanes.count_for(sum(lengths))):
+            own = group_by_length(
+                [lengths[index] for index in part],
+                call_overhead_tokens=self._call_overhead_tokens,
+                max_padded_tokens=self._max_padded_tokens,
+            )
+            groups += [[part[index] for index in group] for group in own]
+        return sorted(groups, key=lambda group: -len(group) * lengths[group[0]])
+
+    def _completion(self, row: TokenRow, value: NDArray[np.float32]) -> Completion:
+        request = row.request
+        if np.isnan(value).any():
+            return Completion(request.id, error=not_a_number(request.model, self._extra))
+        return Completion(request.id, output=EngineOutput(self._outputs(value), len(row.ids), extra=self._extra))
 
     def _outputs(self, value: NDArray[np.float32]) -> dict[str, Any]:
         if not self._labels:

@@ -58,3 +58,21 @@ def group_by_length(lengths: Sequence[int], *, call_overhead_tokens: int, max_pa
             groups.append([index])
             longest, padding = length, 0
     return groups
+
+
+def share_out(lengths: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Divide rows into parts of about as many tokens each, rows of like length together.
+
+    Returns:
+        indices into `lengths`, longest rows first; no part is empty, so there are fewer parts than asked for where
+        there are fewer rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    total, before = sum(lengths), 0
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    for index in order:
+        # A row belongs where its middle lies.
+        at = (before + lengths[index] / 2) * num_parts / total if total else 0.0
+        parts[min(int(at), num_parts - 1)].append(index)
+        before += lengths[index]
+    return [part for part in parts if part]

@@ -18,6 +18,7 @@ from muai_workers.engines.base import Availability, CacheStatistics, Capabilitie
 from muai_workers.engines.decode_loop import LoopLimits
 from muai_workers.engines.encoder import Encoder
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
+from muai_workers.engines.lanes import lanes_for
 from muai_workers.engines.loading import LoadedModel, LoadedModels, refuse_task
 from muai_workers.engines.tokens import TextTokenizer, input_limit
 from muai_workers.engines.torch_causal import load_causal
@@ -54,6 +55,7 @@ class PyTorchEngine:
         threads = settings.optimization.pytorch.num_threads
         if threads is not None:
             torch.set_num_threads(threads)
+        self._lanes = lanes_for(is_compiled=settings.optimization.pytorch.compile)
 
     def availability(self) -> Availability:
         if torch.cuda.is_available():
@@ -118,6 +120,7 @@ class PyTorchEngine:
 
     def close(self) -> None:
         self._models.drop_all()
+        self._lanes.close()
         _release_memory()
 
     def _model(self, spec: ModelSpec) -> LoadedModel:
@@ -155,6 +158,7 @@ class PyTorchEngine:
             max_padded_tokens=self._settings.optimization.batcher.max_batch_tokens,
             call_overhead_tokens=CALL_OVERHEAD_TOKENS[plan.device.type],
             extra=extra,
+            lanes=self._lanes,
         )
 
 
