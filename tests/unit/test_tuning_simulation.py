@@ -68,6 +68,23 @@ def test_given_more_than_the_collector_takes_in_then_what_waits_at_the_broker_co
     assert min(back.in_time[10:]) >= 0.95 * best_share(True, LOW)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_given_an_engine_of_which_only_slow_batches_keep_up_with_room_to_spare_then_it_goes_there_at_once(
+    seed: int,
+) -> None:
+    """What has piled up takes long to work off with just enough, and until then nobody is answered in time."""
+    target_ms, rate = 320.0, 146.0
+    slow = {"per_request_ms": 4.8, "per_batch_ms": 20.0}  # 16 in 97 ms serve 165 a second, 32 in 174 ms 184
+    tuned = Simulation(Fleet(seed=seed, **slow), rules(target_ms), values(2))
+    tuned.go(5, LOW)
+    run = tuned.go(INTERVALS, rate)
+    best = max(in_time_share(Fleet(seed=77, **slow), rate, values(size), target_ms) for size in SIZES)
+    raised = next(event for events in run.events for event in events if event.outcome == "raised")
+    assert raised.new == {"batch_size": 32}
+    assert min(run.in_time[10:]) >= 0.95 * best, (run.in_time, best, run.events)
+    assert run.changes(last=5) <= 1
+
+
 def test_given_no_tuner_then_the_same_load_is_lost() -> None:
     untuned = Fleet(seed=1)
     assert in_time_share(untuned, HIGH, values(4), TARGET_MS) < 0.2, "else the test above would show nothing"
