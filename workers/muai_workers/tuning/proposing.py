@@ -185,8 +185,8 @@ def _enough(look: Look, now: Situation, rules: Rules, late: str) -> Iterator[Mov
     bounds = bounds_of(look, rules, "batch_size")
     sizes = [] if bounds is None else [bounds.clamp(look.values.batch_size * leap) for leap in LEAPS]
     curve = now.curve
-    # In the long run a request waits for most of a batch before its own, so half of the target is what a batch may take.
-    # But nobody is answered in time before what has piled up is worked off, and a size too large is found out later.
+    # In the long run a request waits for most of a batch before its own, so a batch may take half of the target. But
+    # nobody is answered in time before what has piled up is worked off, and a size too large is found out later.
     sizes = [size for size in sizes if curve[0] * size + curve[1] <= rules.target_ms] or sizes[:1]
     if not sizes:
         return
