@@ -48,7 +48,7 @@ class OpenLoop:
 
     def drain(self) -> int:
         """Wait for what floods have left; how many were still unanswered."""
-        left = len(self._flooded) - len(self.client.finished(self._flooded, dict.fromkeys(self._flooded)))
+        left = len(self._flooded) - sum(1 for _ in self.client.finished(self._flooded, dict.fromkeys(self._flooded)))
         self._check(self._flooded)
         self._flooded.clear()
         return left
