@@ -84,10 +84,14 @@ class Encoder:
     def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows of one forward pass each, the costliest first."""
         groups = []
-        for part in share_out(lengths, self._lanes.count_for(sum(lengths))):
+        num_parts = self._lanes.count_for(sum(lengths))
+        # Beside others a pass takes its tokens more slowly, and its own cost is partly theirs to use: with MiniLM on two
+        # cores a quarter served 8 % more sentences than a half, and 6 % more than none.
+        overhead_tokens = self._call_overhead_tokens // (2 * num_parts) if num_parts > 1 else self._call_overhead_tokens
+        for part in share_out(lengths, num_parts):
             own = group_by_length(
                 [lengths[index] for index in part],
-                call_overhead_tokens=self._call_overhead_tokens,
+                call_overhead_tokens=overhead_tokens,
                 max_padded_tokens=self._max_padded_tokens,
             )
             groups += [[part[index] for index in group] for group in own]
