@@ -85,8 +85,8 @@ class Encoder:
         """Rows of one forward pass each, the costliest first."""
         groups = []
         num_parts = self._lanes.count_for(sum(lengths))
-        # Beside others a pass takes its tokens more slowly, and its own cost is partly theirs to use: with MiniLM on two
-        # cores a quarter served 8 % more sentences than a half, and 6 % more than none.
+        # Beside others a pass takes its tokens more slowly, and its own cost is partly theirs to use: with MiniLM on
+        # two cores a quarter served 6 % more sentences than a half, and 7 % more than none.
         overhead_tokens = self._call_overhead_tokens // (2 * num_parts) if num_parts > 1 else self._call_overhead_tokens
         for part in share_out(lengths, num_parts):
             own = group_by_length(
