@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from muai_workers.engines.lanes import LEAST_TOKENS, TorchLanes, lanes_for
+from muai_workers.engines.lanes import LEAST_TOKENS, MAX_LANES, TorchLanes, lanes_for
 
 NUM_LANES = 3
 
@@ -38,6 +38,23 @@ def test_given_as_many_passes_as_lanes_then_all_run_at_once_with_their_share_of_
     results = dict(lanes.run([one] * NUM_LANES))
     assert {position: float(value[0]) for position, value in results.items()} == dict.fromkeys(range(NUM_LANES), 1.0)
     assert torch.get_num_threads() == NUM_LANES
+
+
+def test_given_more_threads_than_lanes_then_none_of_them_is_left_out() -> None:
+    before = torch.get_num_threads()
+    wide = TorchLanes(MAX_LANES + 3)
+    try:
+        together = threading.Barrier(MAX_LANES)
+
+        def one() -> np.ndarray:
+            together.wait(10.0)
+            return number(torch.get_num_threads())
+
+        shares = sorted(float(value[0]) for _, value in wide.run([one] * MAX_LANES))
+        assert shares == [1.0] * (MAX_LANES - 3) + [2.0] * 3
+    finally:
+        wide.close()
+        torch.set_num_threads(before)
 
 
 def test_given_lanes_then_a_thread_that_comes_later_has_all_threads(lanes: TorchLanes) -> None:

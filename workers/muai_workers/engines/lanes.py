@@ -58,7 +58,7 @@ class TorchLanes:
         self._num_lanes = min(num_threads, MAX_LANES)
         self._is_closed = False
         self._pool = ThreadPoolExecutor(self._num_lanes, "muai-lane")
-        _give_each(self._pool, self._num_lanes, num_threads // self._num_lanes)
+        _give_out(num_threads, self._pool, self._num_lanes)
         torch.set_num_threads(num_threads)  # of this thread, and of those that torch has not met yet
 
     def count_for(self, num_tokens: int) -> int:
@@ -94,14 +94,15 @@ def lanes_for(*, is_compiled: bool) -> Lanes:
     return TorchLanes(num_threads)
 
 
-def _give_each(pool: ThreadPoolExecutor, num_lanes: int, num_threads: int) -> None:
-    """Let torch compute with so many threads in each thread of the pool."""
+def _give_out(num_threads: int, pool: ThreadPoolExecutor, num_lanes: int) -> None:
+    """Let torch compute with its share of the threads in each thread of the pool; all of them are given out."""
     all_there = threading.Barrier(num_lanes)
 
-    def prepare() -> None:
+    def prepare(share: int) -> None:
         all_there.wait()
         torch.get_num_threads()  # before it is asked the first time, torch overrules what it was told
-        torch.set_num_threads(num_threads)
+        torch.set_num_threads(share)
 
-    for future in [pool.submit(prepare) for _ in range(num_lanes)]:
+    shares = [num_threads // num_lanes + (lane < num_threads % num_lanes) for lane in range(num_lanes)]
+    for future in [pool.submit(prepare, share) for share in shares]:
         future.result()
