@@ -5,6 +5,7 @@ engine could not serve is handed back to go to the next engine.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +125,8 @@ class BatchRunner:
         # those of a thread that stands by would take the cores of the one at work.
         slots = slots_of(settings, engine.name)  # type: ignore[arg-type]
         self._engine_threads = ThreadPoolExecutor(slots.running, thread_name_prefix="muai-engine")
+        self._last_turn = threading.local()
+        """When the last one of each of these threads ended, in monotonic seconds."""
 
     def run(self, batch: Batch, claim: Callable[[], None] | None = None) -> list[Batch]:
         """Run a batch.
@@ -136,7 +139,7 @@ class BatchRunner:
         Raises:
             redis.exceptions.RedisError: the state store does not answer; the batch must be delivered again.
         """
-        run = self._engine_threads.submit(self._take_turn, batch, claim).result()
+        run = self._engine_threads.submit(self._take_turn, batch, claim, time.monotonic()).result()
         if run is None:
             return []
         with about_batch(batch, worker=self.identity.name):
@@ -162,11 +165,18 @@ class BatchRunner:
 
     # -- the stages ----------------------------------------------------------------------------------------------
 
-    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None) -> BatchRun | None:
-        if claim is not None:
-            claim()
-        with about_batch(batch, worker=self.identity.name):
-            return self._guarded(batch, lambda: self._serve(batch))
+    def _take_turn(self, batch: Batch, claim: Callable[[], None] | None, arrived_s: float) -> BatchRun | None:
+        held_from_s = max(arrived_s, getattr(self._last_turn, "ended_s", 0.0))
+        try:
+            if claim is not None:
+                claim()
+            with about_batch(batch, worker=self.identity.name):
+                run = self._guarded(batch, lambda: self._serve(batch))
+        finally:
+            self._last_turn.ended_s = time.monotonic()
+        if run is not None:
+            run.held_s = self._last_turn.ended_s - held_from_s - run.loading_s
+        return run
 
     def _guarded(self, batch: Batch, stage: Callable[[], Stage]) -> Stage | None:
         """What a stage returns; None when it failed by a fault of ours, and every request was answered with that."""
@@ -195,7 +205,7 @@ class BatchRunner:
         return run
 
     def _finish(self, run: BatchRun) -> None:
-        run.figures.finished(len(run.requests), run.took_s)
+        run.figures.finished(len(run.requests), run.held_s)
         self.writer.flush()
         self._tracing.finish(run.trace)
         self._store.finish_batch(

@@ -64,7 +64,11 @@ class RunFigures:
             self.recorder.attempt_failed(self.series, error.code)
 
     def finished(self, size: int, took_s: float) -> None:
-        """The batch has left the engine."""
+        """The batch has left the engine.
+
+        Args:
+            took_s: for which it held its slot.
+        """
         self._tell()
         if size and self.num_served:
             padded = self.longest_tokens * self.num_served if self.pads else 0

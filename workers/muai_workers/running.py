@@ -36,6 +36,8 @@ class BatchRun:
     """Until the model was in memory: what a batch takes is judged without it."""
     took_s: float = 0.0
     """In the engine."""
+    held_s: float = 0.0
+    """What its slot was taken up with it: from when both were there, the batch and the slot."""
     trace: AnyTrace = NO_TRACE
     figures: RunFigures = field(init=False)
 

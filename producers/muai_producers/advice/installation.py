@@ -123,6 +123,7 @@ def _of_batches(engine: str, figures: SeriesFigures, window_s: float, slots: int
         "p95_batch": float(batches.p95_size),
         "per_request_ms": batches.per_request_ms,
         "per_batch_ms": batches.per_batch_ms,
+        "per_batch_error_ms": batches.per_batch_error_ms,
         "padding_waste": batches.padding_waste,
         "busy_share": busy,
     }

@@ -29,7 +29,8 @@ class Situation:
         mean_batch: requests that it runs at once on average.
         wait_ms: mean time of a request before the engine begins with it; `total_ms` has it too.
         batching_ms: the part of `wait_ms` in which it waits for companions.
-        per_request_ms: a of a·n + b, the fitted duration of a batch of n; `per_batch_ms` is b.
+        per_request_ms: a of a·n + b, the fitted duration of a batch of n; `per_batch_ms` is b, and `per_batch_error_ms`
+            its standard error.
         busy_share: of the time in which the engine's slots run a batch.
         kv_used_share: of the room for keys and values, 0 to 1.
         prefix_hit_share: of prompt tokens that looked, those that were found.
@@ -62,6 +63,7 @@ class Situation:
     total_ms: float | None = None
     per_request_ms: float | None = None
     per_batch_ms: float | None = None
+    per_batch_error_ms: float | None = None
     busy_share: float | None = None
     padding_waste: float | None = None
     prompt_tokens: float | None = None

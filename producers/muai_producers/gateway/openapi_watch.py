@@ -72,6 +72,7 @@ _SERIES: dict[str, Any] = {
         "padding_waste": 0.07,
         "per_request_ms": 0.9,
         "per_batch_ms": 2.1,
+        "per_batch_error_ms": 0.1,
     },
     "cache_hit_rate": 0.0,
     "input_tokens_per_s": 412.0,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from muai_producers.connections import state_client
 from muai_producers.monitoring.guard import guarded
 from muai_producers.performance.buckets import FINEST, MAX_LATE_S
+from muai_producers.performance.fitting import counted
 from muai_producers.performance.series import ATTEMPT, ERROR, MAX_OPERATIONS, STAGES, Series, Tally
 from muai_producers.store import Store
 
@@ -187,15 +188,9 @@ class StoreRecorder:
         with self._lock:
             tally = self._tally(series)
             tally.sizes[size] += 1
-            for name, more in (
-                ("fit_count", 1),
-                ("fit_n", size),
-                ("fit_nn", size * size),
-                ("fit_us", took_us),
-                ("fit_n_us", size * took_us),
-                ("useful_tokens", useful_tokens if padded_tokens else 0),
-                ("padded_tokens", padded_tokens),
-            ):
+            tally.counters["useful_tokens"] += useful_tokens if padded_tokens else 0
+            tally.counters["padded_tokens"] += padded_tokens
+            for name, more in counted(size, took_us, padded_tokens):
                 tally.counters[name] += more
 
     def timed(self, series: Series, operation: str, latency_ms: float) -> None:

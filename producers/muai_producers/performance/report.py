@@ -8,6 +8,7 @@ import msgspec
 
 from muai_producers.errors import MuaiError, RequestCancelledError, RequestError, classes_by_code
 from muai_producers.performance.bins import RELATIVE_ERROR, mean_ms, quantiles
+from muai_producers.performance.fitting import batch_time
 from muai_producers.performance.series import ATTEMPT, ERROR, STAGES, Host, Series, Tally
 
 QUANTILES = (0.5, 0.95, 0.99, 1.0)
@@ -35,9 +36,12 @@ class BatchFigures(msgspec.Struct, frozen=True, kw_only=True):
     padding_waste: float | None
     """Share of the padded batch that is padding; null where the engine does not pad, or does not say."""
     per_request_ms: float | None
-    """a of a·n + b, the fitted duration of a batch of n; null until batches of two sizes were seen."""
+    """a of a·n + b, the time for which a batch of n holds its slot, fitted over padded tokens where these explain
+    the times, else over n; null until two different batches were seen."""
     per_batch_ms: float | None
     """b of a·n + b."""
+    per_batch_error_ms: float | None
+    """The standard error of b."""
 
 
 class SeriesFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +194,8 @@ def _batch_figures(tally: Tally) -> BatchFigures | None:
         return None
     requests = sum(size * count for size, count in tally.sizes.items())
     padded = tally.counters.get("padded_tokens", 0)
-    per_request_ms, per_batch_ms = _fit(tally.counters)
+    time = batch_time(tally.counters)
+    error_ms = time.error_ms if time else None
     return BatchFigures(
         batches=batches,
         mean_size=round(requests / batches, 3),
@@ -198,8 +203,9 @@ def _batch_figures(tally: Tally) -> BatchFigures | None:
         p95_size=_size_at(tally.sizes, 0.95),
         max_size=max(tally.sizes),
         padding_waste=round(1 - tally.counters.get("useful_tokens", 0) / padded, 4) if padded else None,
-        per_request_ms=per_request_ms,
-        per_batch_ms=per_batch_ms,
+        per_request_ms=round(time.per_request_ms, 4) if time else None,
+        per_batch_ms=round(time.per_batch_ms, 4) if time else None,
+        per_batch_error_ms=None if error_ms is None else round(error_ms, 4),
     )
 
 
@@ -210,17 +216,6 @@ def _size_at(sizes: Mapping[int, int], rank: float) -> int:
         if seen > position:
             return size
     raise AssertionError("a rank is at most 1")
-
-
-def _fit(counters: Mapping[str, int]) -> tuple[float | None, float | None]:
-    """a and b of a·n + b in milliseconds, by least squares over all batches; neither is below 0."""
-    n, sum_n, sum_nn = (counters.get(name, 0) for name in ("fit_count", "fit_n", "fit_nn"))
-    sum_t, sum_nt = counters.get("fit_us", 0) / 1000, counters.get("fit_n_us", 0) / 1000
-    spread = n * sum_nn - sum_n * sum_n
-    if n < 2 or spread <= 0:
-        return None, None
-    slope = max(0.0, (n * sum_nt - sum_n * sum_t) / spread)
-    return round(min(slope, sum_t / sum_n), 4), round(max(0.0, (sum_t - slope * sum_n) / n), 4)
 
 
 def merged(tallies: Iterable[Tally]) -> Tally:

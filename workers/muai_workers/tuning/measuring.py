@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from muai_producers.performance.bins import middle_ms
+from muai_producers.performance.fitting import SIZE_LINE, fitted_line
 from muai_producers.performance.report import is_own_fault
 from muai_producers.performance.series import ATTEMPT, ERROR, Tally
 from muai_workers.tuning.comparing import sample_of
@@ -57,13 +58,7 @@ def stretch_of(tally: Tally, start_s: float, length_s: float, target_ms: float) 
         failed_attempts=sum(count for name, count in counters.items() if name.startswith(ATTEMPT)),
         batches=sum(tally.sizes.values()),
         batched=sum(size * count for size, count in tally.sizes.items()),
-        fit=(
-            counters.get("fit_count", 0),
-            counters.get("fit_n", 0),
-            counters.get("fit_nn", 0),
-            counters.get("fit_us", 0),
-            counters.get("fit_n_us", 0),
-        ),
+        fit=tuple(counters.get(name, 0) for name in SIZE_LINE[:5]),
     )
 
 
@@ -152,12 +147,5 @@ def uncollected(stretches: Sequence[Stretch], before: tuple[float, int], now: tu
 
 def fitted(stretches: Iterable[Stretch]) -> tuple[float, float] | None:
     """a and b of a·n + b, the milliseconds of a batch of n; None until batches of two sizes were seen."""
-    fits = [one.fit for one in stretches]
-    n, sum_n, sum_nn, sum_us, sum_n_us = (sum(fit[at] for fit in fits) for at in range(5))
-    spread = n * sum_nn - sum_n * sum_n
-    if n < 2 or spread <= 0:
-        return None
-    mean_n, mean_ms = sum_n / n, sum_us / 1000 / n
-    slope = (n * sum_n_us - sum_n * sum_us) / 1000 / spread
-    slope = min(max(slope, 0.0), mean_ms / mean_n)
-    return slope, max(0.0, mean_ms - slope * mean_n)
+    line = fitted_line([sum(parts) for parts in zip(*(one.fit for one in stretches), strict=True)])
+    return line and (line.slope, line.fixed_ms)

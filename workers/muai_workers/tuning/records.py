@@ -113,8 +113,8 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     batches: int = 0
     batched: int = 0
     """Requests in these batches."""
-    fit: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
-    """Batches, and their sums of n, n², t and n·t (microseconds), for a·n + b."""
+    fit: tuple[int, ...] = (0, 0, 0, 0, 0)
+    """Of a·n + b: the sums of `performance.fitting.SIZE_LINE`, but for the last."""
 
     @property
     def end_s(self) -> float:
