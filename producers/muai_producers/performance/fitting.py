@@ -73,7 +73,7 @@ def batch_time(counters: Mapping[str, int]) -> BatchTime | None:
         if count >= MIN_BATCHES and requests:
             return BatchTime((sum_us / 1000 - count * line.fixed_ms) / requests, line.fixed_ms, line.error_ms)
     line = fitted_line([counters.get(name, 0) for name in SIZE_LINE])
-    return line and BatchTime(line.slope, line.fixed_ms, line.error_ms)
+    return None if line is None else BatchTime(line.slope, line.fixed_ms, line.error_ms)
 
 
 def fitted_line(sums: Sequence[int]) -> Line | None:

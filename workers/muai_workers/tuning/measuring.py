@@ -148,4 +148,4 @@ def uncollected(stretches: Sequence[Stretch], before: tuple[float, int], now: tu
 def fitted(stretches: Iterable[Stretch]) -> tuple[float, float] | None:
     """a and b of a·n + b, the milliseconds of a batch of n; None until batches of two sizes were seen."""
     line = fitted_line([sum(parts) for parts in zip(*(one.fit for one in stretches), strict=True)])
-    return line and (line.slope, line.fixed_ms)
+    return None if line is None else (line.slope, line.fixed_ms)
