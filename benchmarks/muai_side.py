@@ -44,6 +44,7 @@ def configuration(
     prefix: str = "muai",
     *,
     monitoring: bool = True,
+    slots: int = 1,
     monitoring_keys: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What differs from the defaults.
@@ -53,10 +54,11 @@ def configuration(
         tracing: keys of `monitoring.tracing`; None: it is switched off.
         prefix: what keys and channels of the state store begin with.
         monitoring: whether metrics are counted and sent on.
+        slots: batches that a worker runs at once.
         monitoring_keys: further keys of `monitoring`.
     """
     return {
-        "queue": {"broker_url": redis_url, "key_prefix": prefix},
+        "queue": {"broker_url": redis_url, "key_prefix": prefix, "worker_concurrency": slots},
         "optimization": {"batcher": dict(batcher or {})},
         "monitoring": {
             "enabled": monitoring,

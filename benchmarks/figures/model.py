@@ -23,6 +23,8 @@ PLAIN = "transformers, direct"
 SERVER_BATCH = 32
 SERVED_BATCH = 256
 """Requests in a batch of ours: as the queue's own cost is shared by them, and the engine cuts them by length itself."""
+SLOTS = 2
+"""Batches at once: while the passes of one end, those of the next take the lanes that are free."""
 MAX_WAIT_MS = 30_000
 """How long ours may pass a sentence over for others of a better length; the deeper it is to look, the longer."""
 CONNECTIONS = 256
@@ -71,7 +73,7 @@ def _pairs(session: Session, direct: Driver, batch: int) -> list[Row]:
     direct_rates, served_rates = [], []
     count = fitted_count(direct, MODEL, plan.model_s, 100_000, LEAST)
     batcher = {"max_batch_size": SERVED_BATCH, "max_wait_ms": MAX_WAIT_MS}
-    with session.logs("model MuAI") as folder, served(folder, session.fresh(), MODEL, batcher) as driver:
+    with session.logs("model MuAI") as folder, served(folder, session.fresh(), MODEL, batcher, slots=SLOTS) as driver:
         bulk_rate(driver, MODEL, count // 4, 0)
         for pair in range(plan.model_pairs):
             session.on_step(f"{DIRECT} and {OURS}: {count} sentences, pair {pair + 1} of {plan.model_pairs}")
@@ -87,8 +89,8 @@ def _pairs(session: Session, direct: Driver, batch: int) -> list[Row]:
         ),
         Row(
             name=OURS,
-            settings=f"batches of {SERVED_BATCH}, cut by length in the engine; passed over for at most "
-            f"{MAX_WAIT_MS // 1000} s; else defaults; {count} sentences at once, in random order",
+            settings=f"batches of {SERVED_BATCH}, {SLOTS} at once, cut by length in the engine; passed over for at "
+            f"most {MAX_WAIT_MS // 1000} s; else defaults; {count} sentences at once, in random order",
             versions=driver.versions,
             metrics={
                 "throughput": metric("sentences/s", served_rates),

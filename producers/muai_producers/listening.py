@@ -1,7 +1,8 @@
 """Hearing of finished requests: one thread and one subscription per client, however many requests wait.
 
 Notifications only say where to look; the state store says what is true. So a lost notification delays a result by
-at most `RECHECK_S`, and never loses it.
+at most `RECHECK_S`, and never loses it; by `BUSY_RECHECK_S` while others arrive, which shows that the subscription
+lives: to look at all that is open is costly where much is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from muai_producers.store import META_PREFIX, TERMINAL, Store
 
 log = logging.getLogger(__name__)
 RECHECK_S = 2.0
+BUSY_RECHECK_S = 10.0
 RECHECK_CHUNK = 1000
 
 
@@ -123,14 +125,16 @@ class ResultListener:
             self._pubsub = pubsub
 
     def _receive(self) -> None:
-        last_recheck_s = time.monotonic()
+        rechecked_s = heard_s = time.monotonic()
         while not self._closed.is_set():
             message = self._pubsub.get_message(timeout=0.5)
+            now_s = time.monotonic()
             if message is not None:
                 self._heard(message)
-            if time.monotonic() - last_recheck_s > RECHECK_S:
+                heard_s = now_s
+            if now_s - max(rechecked_s, heard_s) > RECHECK_S or now_s - rechecked_s > BUSY_RECHECK_S:
                 self._recheck()
-                last_recheck_s = time.monotonic()
+                rechecked_s = time.monotonic()
 
     def _heard(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()

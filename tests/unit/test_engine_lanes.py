@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from muai_workers.engines.lanes import LEAST_TOKENS, MAX_LANES, TorchLanes, lanes_for
+from muai_workers.engines.lanes import GOOD_TOKENS, LEAST_TOKENS, MAX_LANES, TorchLanes, lanes_for
 
 NUM_LANES = 3
 
@@ -79,6 +79,11 @@ def test_given_fewer_passes_than_lanes_then_they_run_here_with_all_threads(lanes
 def test_given_few_tokens_then_they_are_not_divided(lanes: TorchLanes) -> None:
     assert lanes.count_for(NUM_LANES * LEAST_TOKENS - 1) == 1
     assert lanes.count_for(NUM_LANES * LEAST_TOKENS) == NUM_LANES
+
+
+def test_given_many_tokens_then_each_lane_gets_several_parts_of_a_good_size(lanes: TorchLanes) -> None:
+    assert lanes.count_for(NUM_LANES * GOOD_TOKENS * 5 // 4) == NUM_LANES
+    assert lanes.count_for(NUM_LANES * GOOD_TOKENS * 7) == NUM_LANES * 7
 
 
 def test_given_a_pass_that_fails_then_it_is_raised_when_nothing_runs_any_more(lanes: TorchLanes) -> None:

@@ -78,8 +78,7 @@ class Encoder:
         groups = self._groups([len(row.ids) for row in rows])
         padded = [pad_rows([rows[index].ids for index in group], self._tokenizer.pad_id, "right") for group in groups]
         for position, values in self._lanes.run([partial(self._forward, one) for one in padded]):
-            for index, value in zip(groups[position], values, strict=True):
-                yield self._completion(rows[index], value)
+            yield from self._completions([rows[index] for index in groups[position]], values)
 
     def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows of one forward pass each, the costliest first."""
@@ -87,26 +86,29 @@ class Encoder:
         num_parts = self._lanes.count_for(sum(lengths))
         # Beside others a pass takes its tokens more slowly, and its own cost is partly theirs to use: with MiniLM on
         # two cores a quarter served 6 % more sentences than a half, and 7 % more than none.
-        overhead_tokens = self._call_overhead_tokens // (2 * num_parts) if num_parts > 1 else self._call_overhead_tokens
+        share = 2 * self._lanes.width if num_parts > 1 else 1
         for part in share_out(lengths, num_parts):
             own = group_by_length(
                 [lengths[index] for index in part],
-                call_overhead_tokens=overhead_tokens,
+                call_overhead_tokens=self._call_overhead_tokens // share,
                 max_padded_tokens=self._max_padded_tokens,
             )
             groups += [[part[index] for index in group] for group in own]
         return sorted(groups, key=lambda group: -len(group) * lengths[group[0]])
 
-    def _completion(self, row: TokenRow, value: NDArray[np.float32]) -> Completion:
-        request = row.request
-        if np.isnan(value).any():
-            return Completion(request.id, error=not_a_number(request.model, self._extra))
-        return Completion(request.id, output=EngineOutput(self._outputs(value), len(row.ids), extra=self._extra))
+    def _completions(self, rows: Sequence[TokenRow], values: NDArray[np.float32]) -> Iterator[Completion]:
+        """Of one forward pass; whole arrays are converted at once, as other passes wait for the interpreter."""
+        is_wrong = np.isnan(values.sum(axis=1))
+        numbers = values.tolist() if self._labels else np.round(values.astype(np.float64), DECIMALS).tolist()
+        for row, wrong, own in zip(rows, is_wrong, numbers, strict=True):
+            request = row.request
+            if wrong:
+                yield Completion(request.id, error=not_a_number(request.model, self._extra))
+            else:
+                yield Completion(request.id, output=EngineOutput(self._outputs(own), len(row.ids), extra=self._extra))
 
-    def _outputs(self, value: NDArray[np.float32]) -> dict[str, Any]:
+    def _outputs(self, numbers: list[float]) -> dict[str, Any]:
         if not self._labels:
-            return {"embedding": np.round(value.astype(np.float64), DECIMALS).tolist()}
-        scored = [
-            {"label": label, "score": float(score)} for label, score in zip(self._labels, value.tolist(), strict=True)
-        ]
+            return {"embedding": numbers}
+        scored = [{"label": label, "score": score} for label, score in zip(self._labels, numbers, strict=True)]
         return {"labels": sorted(scored, key=lambda one: -one["score"])}
