@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import models
@@ -438,10 +439,10 @@ def test_memory_is_estimated_from_the_weights(real: Subject) -> None:
 
 
 def test_memory_of_an_encoder_is_estimated_from_its_weights(really_encoding: Subject) -> None:
-    # 22.7 million numbers of 4 bytes.
-    assert really_encoding.engine.estimate_memory_bytes(models.encoder_spec(dtype="fp32")) == pytest.approx(
-        90.9e6, rel=0.01
-    )
+    # 22.7 million numbers of 4 bytes; ONNX Runtime has them once more for passes side by side.
+    copies = 2 if really_encoding.engine.name == "onnx" and torch.get_num_threads() > 1 else 1
+    estimated = really_encoding.engine.estimate_memory_bytes(models.encoder_spec(dtype="fp32"))
+    assert estimated == pytest.approx(copies * 90.9e6, rel=0.01)
 
 
 def test_a_folder_without_a_model_is_a_load_error(real: Subject, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from muai_workers.engines.lanes import GOOD_TOKENS, LEAST_TOKENS, MAX_LANES, TorchLanes, lanes_for
+from muai_workers.engines.lanes import GOOD_TOKENS, LEAST_TOKENS, MAX_LANES, TorchLanes, in_lane, lanes_for
 
 NUM_LANES = 3
 
@@ -38,6 +38,14 @@ def test_given_as_many_passes_as_lanes_then_all_run_at_once_with_their_share_of_
     results = dict(lanes.run([one] * NUM_LANES))
     assert {position: float(value[0]) for position, value in results.items()} == dict.fromkeys(range(NUM_LANES), 1.0)
     assert torch.get_num_threads() == NUM_LANES
+
+
+def test_given_passes_side_by_side_then_each_knows_it_and_one_alone_knows_too(lanes: TorchLanes) -> None:
+    def one() -> np.ndarray:
+        return number(in_lane())
+
+    assert [float(value[0]) for _, value in lanes.run([one] * NUM_LANES)] == [1.0] * NUM_LANES
+    assert [float(value[0]) for _, value in lanes.run([one])] == [0.0]
 
 
 def test_given_more_threads_than_lanes_then_none_of_them_is_left_out() -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Pass = Callable[[], NDArray[np.float32]]
 LEAST_TOKENS = 448
-"""In a lane: below it a pass gains less from having its threads to itself than its own cost beside the tokens. Measured
-with MiniLM on two cores: 2 x 160 tokens as fast as 320 at once, 2 x 640 by 14 % faster than 1,280."""
+"""In a lane of torch's: below it a pass gains less from having its threads to itself than its own cost beside the
+tokens. Measured with MiniLM on two cores: 2 x 160 tokens as fast as 320 at once, 2 x 640 by 14 % faster than 1,280."""
 GOOD_TOKENS = 1024
 """In a pass of a lane: with more, its memory comes from the system and goes back with every pass, and the pages are
 zeroed anew each time. Measured there, batches of 256 sentences: 357 a second in passes of about 1,024 tokens, and 334
@@ -62,18 +62,21 @@ class OneLane:
         """Nothing is held."""
 
 
-class TorchLanes:
-    """As many passes at once as there are threads, or `MAX_LANES`; few tokens go through one, with all threads."""
+class ThreadLanes:
+    """As many passes at once as there are threads, or `MAX_LANES`; few tokens go through one, outside of the lanes.
 
-    def __init__(self, num_threads: int) -> None:
+    Args:
+        least_tokens: in a lane.
+    """
+
+    def __init__(self, num_threads: int, least_tokens: int) -> None:
         self.width = min(num_threads, MAX_LANES)
+        self._least_tokens = least_tokens
         self._is_closed = False
-        self._pool = ThreadPoolExecutor(self.width, "muai-lane")
-        _give_out(num_threads, self._pool, self.width)
-        torch.set_num_threads(num_threads)  # of this thread, and of those that torch has not met yet
+        self._pool = ThreadPoolExecutor(self.width, "muai-lane", initializer=_enter)
 
     def count_for(self, num_tokens: int) -> int:
-        if num_tokens < self.width * LEAST_TOKENS:
+        if num_tokens < self.width * self._least_tokens:
             return 1
         return self.width * max(1, round(num_tokens / (self.width * GOOD_TOKENS)))
 
@@ -97,6 +100,27 @@ class TorchLanes:
     def close(self) -> None:
         self._is_closed = True
         self._pool.shutdown()
+
+
+class TorchLanes(ThreadLanes):
+    """In each of them torch computes with its share of the threads."""
+
+    def __init__(self, num_threads: int, least_tokens: int = LEAST_TOKENS) -> None:
+        super().__init__(num_threads, least_tokens)
+        _give_out(num_threads, self._pool, self.width)
+        torch.set_num_threads(num_threads)  # of this thread, and of those that torch has not met yet
+
+
+_here = threading.local()
+
+
+def in_lane() -> bool:
+    """Whether the calling thread is a lane, so that other passes run beside its own."""
+    return getattr(_here, "is_lane", False)
+
+
+def _enter() -> None:
+    _here.is_lane = True
 
 
 def lanes_for(*, is_compiled: bool) -> Lanes:

@@ -20,8 +20,9 @@ from muai_producers.errors import EngineUnavailableError, ModelLoadError
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Availability, CacheStatistics, Capabilities, Completion, Piece
 from muai_workers.engines.decoding import DecodingModel
-from muai_workers.engines.encoder import Encoder
+from muai_workers.engines.encoder import Encoder, Forward
 from muai_workers.engines.failures import raising_engine_errors, raising_load_errors
+from muai_workers.engines.lanes import Lanes, OneLane, ThreadLanes
 from muai_workers.engines.loading import LoadedModel, LoadedModels, refuse_task
 from muai_workers.engines.onnx_convert import GRAPH, QUANTIZED_GRAPH, convert_causal, convert_encoder
 from muai_workers.engines.onnx_session import (
@@ -49,6 +50,10 @@ log = logging.getLogger(__name__)
 TASKS = CAUSAL_TASKS | {"embedding", "text-classification"}
 FORMAT = 1
 """Raised when conversions of older releases can no longer be used."""
+CPU = "CPUExecutionProvider"
+LEAST_TOKENS = 64
+"""In a lane; see `lanes`. Measured with MiniLM on two cores, 2 x 80 tokens: 16.2 ms instead of 17.4 in fp32, 6.7 instead of
+9.3 with 8-bit weights; 2 x 20 tokens by 5 % and 17 % faster."""
 _LIBRARIES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -81,6 +86,8 @@ class ONNXEngine:
             kv_reuse=self._kv_cache.enabled,
         )
         self._store = ConversionStore(self._options.conversions_folder)
+        num_threads = torch.get_num_threads()
+        self._lanes: Lanes = ThreadLanes(num_threads, LEAST_TOKENS) if num_threads > 1 else OneLane()
 
     def availability(self) -> Availability:
         try:
@@ -113,7 +120,8 @@ class ONNXEngine:
 
     def estimate_memory_bytes(self, spec: ModelSpec) -> int:
         with raising_load_errors(spec.name, self.name):
-            return count_parameters(self._folder(spec)) * (1 if self._options.enable_quantization else 4)
+            own = count_parameters(self._folder(spec)) * (1 if self._options.enable_quantization else 4)
+            return own * (2 if self._lanes_of(spec, usable_providers(self._options)[0]).width > 1 else 1)
 
     def run(self, spec: ModelSpec, task: str, requests: Sequence[InferenceRequest]) -> Iterator[Completion | Piece]:
         model = self._model(spec)
@@ -145,6 +153,7 @@ class ONNXEngine:
 
     def close(self) -> None:
         self._models.drop_all()
+        self._lanes.close()
 
     def convert_model(self, spec: ModelSpec) -> Path:
         """Convert the model, unless that was done before; returns the graph that passed its checks.
@@ -232,18 +241,28 @@ class ONNXEngine:
                 log.info("%s runs on %s, without %s", spec.name, extra["execution_provider"], ", ".join(absent))
             if spec.task in CAUSAL_TASKS:
                 return self._decoding_model(plan, session, tokenizer, extra)
-            return self._encoder(plan, session, tokenizer, extra)
+            lanes = self._lanes_of(spec, extra["execution_provider"])
+            rest = torch.get_num_threads() - lanes.width + 1
+            beside = open_session(graph.path, self._options, rest) if lanes.width > 1 else None
+            return self._encoder(plan, onnx_forward(session, beside), tokenizer, extra, lanes)
 
-    def _encoder(self, plan: TorchPlan, session: Any, tokenizer: TextTokenizer, extra: dict[str, Any]) -> Encoder:
+    def _lanes_of(self, spec: ModelSpec, provider: str) -> Lanes:
+        """Where its passes run: side by side on a CPU, through a second session, which has the weights once more."""
+        return self._lanes if provider == CPU and spec.task not in CAUSAL_TASKS else OneLane()
+
+    def _encoder(
+        self, plan: TorchPlan, forward: Forward, tokenizer: TextTokenizer, extra: dict[str, Any], lanes: Lanes
+    ) -> Encoder:
         return Encoder(
             plan.spec,
             tokenizer,
-            onnx_forward(session),
+            forward,
             labels=class_labels(plan.config) if plan.spec.task == "text-classification" else (),
             limit_tokens=input_limit(plan.spec, plan.folder, plan.config, tokenizer),
             max_padded_tokens=self._settings.optimization.batcher.max_batch_tokens,
             call_overhead_tokens=overhead_tokens(extra),
             extra=extra,
+            lanes=lanes,
         )
 
     def _decoding_model(
@@ -266,7 +285,7 @@ class ONNXEngine:
 
 def overhead_tokens(extra: Mapping[str, Any]) -> int:
     """See `group_by_length`, for what the outputs say of where they were computed."""
-    return CALL_OVERHEAD_TOKENS["cpu" if extra["execution_provider"] == "CPUExecutionProvider" else "cuda"]
+    return CALL_OVERHEAD_TOKENS["cpu" if extra["execution_provider"] == CPU else "cuda"]
 
 
 def create(settings: Settings) -> ONNXEngine:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from muai_config.optimization import OnnxSettings
 from muai_producers.errors import EngineUnavailableError
 from muai_workers.engines.encoder import Forward
+from muai_workers.engines.lanes import in_lane
 from muai_workers.engines.padding import PaddedRows
 from muai_workers.kv_cache import KeysAndValues
 
@@ -57,20 +58,30 @@ def absent_providers(settings: OnnxSettings, session: Session | None = None) -> 
     return [provider for provider in settings.execution_providers if provider not in present]
 
 
-def open_session(path: Path, settings: OnnxSettings) -> Session:
-    """Load a graph. It takes as many threads as PyTorch does, so that one setting bounds both."""
+def open_session(path: Path, settings: OnnxSettings, num_threads: int | None = None) -> Session:
+    """Load a graph.
+
+    Args:
+        num_threads: of each run, of which all but one are shared with other runs; None: as many as PyTorch takes, so
+            that one setting bounds both.
+    """
     options = _runtime.SessionOptions()
     options.graph_optimization_level = _LEVELS[settings.optimization_level]
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.log_severity_level = ERRORS_ONLY
     return _runtime.InferenceSession(str(path), options, providers=usable_providers(settings))
 
 
-def onnx_forward(session: Session) -> Forward:
-    """What `Encoder` calls."""
+def onnx_forward(session: Session, in_lanes: Session | None = None) -> Forward:
+    """What `Encoder` calls.
+
+    Args:
+        in_lanes: the same graph with a lane's threads, for passes that run beside others; None: there are no lanes.
+    """
 
     def forward(rows: PaddedRows) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = session.run(None, {"input_ids": rows.ids, "attention_mask": rows.mask})[0]
+        chosen = in_lanes if in_lanes is not None and in_lane() else session
+        values: NDArray[np.float32] = chosen.run(None, {"input_ids": rows.ids, "attention_mask": rows.mask})[0]
         return values
 
     return forward
