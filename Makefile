@@ -14,7 +14,8 @@ PARALLEL := tests/unit tests/property
 # Engines whose libraries need an environment of their own, each with files in workers/environments, and what is tried in
 # it: the suites that every engine passes, and tests/engines/NAME.
 OWN_ENVIRONMENTS := $(basename $(notdir $(wildcard workers/environments/*.in)))
-ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_conversation_contract.py
+ENGINE_TESTS := tests/contract/test_engine_contract.py tests/contract/test_encoder_contract.py \
+	tests/contract/test_conversation_contract.py
 SERIAL := $(filter-out tests/engines $(PARALLEL),$(filter-out tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/))))
 
 .DEFAULT_GOAL := help

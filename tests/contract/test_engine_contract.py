@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import models
-from tests.engines_here import REAL, engines, real_engines
+from tests.engine_subject import Subject, assert_cut, subject_named
+from tests.engines_here import REAL
 
 from muai_config import ModelSpec
 from muai_producers.errors import (
@@ -30,93 +28,7 @@ from muai_producers.errors import (
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, Engine, Piece
 
-EMBEDDED = st.lists(st.sampled_from(models.SENTENCES), min_size=1, max_size=12)
 PROMPTS = ("The river is", "When one engine fails", "A", "Rain fell all night on the hills. In", "The queue was long")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """An engine under test and its models."""
-
-    engine: Engine
-    encoder: ModelSpec
-    classifier: ModelSpec
-    causal: ModelSpec
-    examples: int
-    """How many random batches are worth their time."""
-
-    def run(
-        self, spec: ModelSpec, requests: Sequence[InferenceRequest], task: str | None = None
-    ) -> dict[str, Completion]:
-        events = self.engine.run(spec, task or spec.task, requests)
-        completions = [event for event in events if isinstance(event, Completion)]
-        assert sorted(one.request_id for one in completions) == sorted(one.id for one in requests)
-        return {one.request_id: one for one in completions}
-
-    def outputs(self, spec: ModelSpec, requests: Sequence[InferenceRequest], task: str | None = None) -> list[Any]:
-        completions = self.run(spec, requests, task)
-        assert [one.error for one in completions.values()] == [None] * len(requests)
-        return [completions[one.id].output.outputs for one in requests]  # type: ignore[union-attr]
-
-    @property
-    def small(self) -> ModelSpec:
-        """The model that loads soonest."""
-        return self.classifier if self.classifier.task in self.engine.capabilities.tasks else self.causal
-
-    def embed(self, texts: Sequence[str]) -> Any:
-        requests = [models.request(str(index), self.encoder, text) for index, text in enumerate(texts)]
-        return np.array([one["embedding"] for one in self.outputs(self.encoder, requests)])
-
-    def generate(self, prompts: Sequence[str], **parameters: Any) -> list[Any]:
-        requests = [models.request(str(index), self.causal, text, **parameters) for index, text in enumerate(prompts)]
-        return self.outputs(self.causal, requests)
-
-
-@cache
-def subject_named(name: str) -> Subject:
-    if name == "fake":
-        from muai_workers.engines.fake import FakeEngine
-
-        spec = partial(models.model_spec, source="folder:/nowhere")
-        return Subject(
-            FakeEngine(),
-            spec("encoder", "embedding", max_input_tokens=60),
-            spec("classifier", "text-classification"),
-            spec("causal", "text-generation", max_input_tokens=95),
-            examples=100,
-        )
-    from muai_workers.engines.registry import create_engine
-
-    return Subject(
-        # What vLLM sets aside for keys and values on a CPU; the others take what they need of it.
-        create_engine(name, models.settings(cache={"max_memory_mb": 64})),
-        models.encoder_spec(max_input_tokens=256),
-        models.folder_spec("tiny-classifier", "text-classification", models.classifier_folder()),
-        models.folder_spec("tiny-causal", "text-generation", models.causal_folder()),
-        examples=10,
-    )
-
-
-@pytest.fixture(params=engines())
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return subject_named(request.param)
-
-
-@pytest.fixture(params=real_engines())
-def real(request: pytest.FixtureRequest) -> Subject:
-    return subject_named(request.param)
-
-
-@pytest.fixture(params=engines("embedding"))
-def encoding(request: pytest.FixtureRequest) -> Subject:
-    """One that serves encoders as well."""
-    return subject_named(request.param)
-
-
-@pytest.fixture(params=real_engines("embedding"))
-def really_encoding(request: pytest.FixtureRequest) -> Subject:
-    """A real one that serves encoders as well."""
-    return subject_named(request.param)
 
 
 def test_engine_says_why_it_is_available(subject: Subject) -> None:
@@ -131,34 +43,6 @@ def test_engine_fits_the_protocol(subject: Subject) -> None:
 
 
 # Property 8: Variable-length sequences are padded correctly
-@pytest.mark.property(8)
-def test_embedding_does_not_depend_on_the_batch(encoding: Subject) -> None:
-    single = {text: encoding.embed([text])[0] for text in models.SENTENCES}
-
-    @settings(max_examples=encoding.examples, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(EMBEDDED)
-    def check(texts: list[str]) -> None:
-        for text, vector in zip(texts, encoding.embed(texts), strict=True):
-            assert cosine(vector, single[text]) > 0.9999
-
-    check()
-
-
-def test_embedding_does_not_depend_on_a_batch_that_is_divided(encoding: Subject) -> None:
-    texts = [" ".join(models.SENTENCES[at:] + models.SENTENCES[:at]) for at in range(len(models.SENTENCES))] * 8
-    texts += models.SENTENCES
-    together = encoding.embed(texts)
-    for text, vector in zip(texts[-2 * len(models.SENTENCES) :], together[-2 * len(models.SENTENCES) :], strict=True):
-        assert cosine(vector, encoding.embed([text])[0]) > 0.9999
-
-
-def test_embeddings_have_length_one(encoding: Subject) -> None:
-    assert np.allclose(np.linalg.norm(encoding.embed(models.SENTENCES), axis=1), 1.0, atol=1e-5)
-
-
-def test_embeddings_equal_those_of_sentence_transformers(really_encoding: Subject) -> None:
-    for ours, theirs in zip(really_encoding.embed(models.SENTENCES), reference_embeddings(), strict=True):
-        assert cosine(ours, theirs) > 0.9999
 
 
 def test_generated_tokens_do_not_depend_on_the_batch(subject: Subject) -> None:
@@ -231,50 +115,6 @@ def test_usage_counts_tokens(subject: Subject) -> None:
     assert completion.output.output_tokens == 1
 
 
-def test_labels_are_a_distribution_best_first(encoding: Subject) -> None:
-    texts = ("what a wonderful film", "the service was terrible", "i love this book")
-    requests = [models.request(text, encoding.classifier, text) for text in texts]
-    for output in encoding.outputs(encoding.classifier, requests):
-        scores = [one["score"] for one in output["labels"]]
-        assert scores == sorted(scores, reverse=True)
-        assert sum(scores) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_a_trained_classifier_is_right_about_plain_opinions(really_encoding: Subject) -> None:
-    texts = {
-        "what a wonderful film": "POSITIVE",
-        "The service was terrible!": "NEGATIVE",
-        "i love this book": "POSITIVE",
-    }
-    requests = [models.request(text, really_encoding.classifier, text) for text in texts]
-    outputs = really_encoding.outputs(really_encoding.classifier, requests)
-    assert [one["labels"][0]["label"] for one in outputs] == list(texts.values())
-
-
-def test_wrong_requests_harm_no_neighbour(encoding: Subject) -> None:
-    spec = encoding.encoder
-    good = models.request("good", spec, "A cat sleeps.")
-    requests = [
-        models.request("wrong type", spec, 7),
-        good,
-        models.request("empty", spec, "   "),
-        InferenceRequest(id="wrong key", model=spec.name, inputs={"prompt": "A cat sleeps."}),
-        models.request("too long", spec, "word " * 3000),
-    ]
-    completions = encoding.run(spec, requests)
-    errors = {name: type(one.error) for name, one in completions.items() if one.error is not None}
-    assert errors == {
-        "wrong type": InvalidRequestError,
-        "empty": InvalidRequestError,
-        "wrong key": InvalidRequestError,
-        "too long": InputTooLongError,
-    }
-    alone = encoding.run(spec, [good])["good"].output
-    assert completions["good"].output is not None
-    assert alone is not None
-    assert cosine(completions["good"].output.outputs["embedding"], alone.outputs["embedding"]) > 0.9999
-
-
 def test_wrong_prompts_harm_no_neighbour(subject: Subject) -> None:
     spec = subject.causal
     good = models.request("good", spec, PROMPTS[0], max_tokens=4)
@@ -296,18 +136,8 @@ def test_wrong_prompts_harm_no_neighbour(subject: Subject) -> None:
     assert completions["good"].output == subject.run(spec, [good])["good"].output
 
 
-def test_an_overlong_text_is_cut_when_its_request_lets_it(encoding: Subject) -> None:
-    assert_cut(encoding, encoding.encoder)
-
-
 def test_an_overlong_prompt_is_cut_when_its_request_lets_it(subject: Subject) -> None:
     assert_cut(subject, subject.causal)
-
-
-def assert_cut(subject: Subject, spec: ModelSpec) -> None:
-    completion = subject.run(spec, [models.request("long", spec, "word " * 3000, truncate=True, max_tokens=1)])["long"]
-    assert completion.output is not None
-    assert 0 < completion.output.input_tokens <= (spec.max_input_tokens or 95)
 
 
 def test_a_prompt_that_fills_the_context_is_refused(subject: Subject) -> None:
@@ -438,22 +268,9 @@ def test_memory_is_estimated_from_the_weights(real: Subject) -> None:
     assert real.engine.estimate_memory_bytes(spec) == pytest.approx(weights.stat().st_size, rel=0.01)
 
 
-def test_memory_of_an_encoder_is_estimated_from_its_weights(really_encoding: Subject) -> None:
-    # 22.7 million numbers of 4 bytes; ONNX Runtime has them once more for passes side by side.
-    copies = 2 if really_encoding.engine.name == "onnx" and torch.get_num_threads() > 1 else 1
-    estimated = really_encoding.engine.estimate_memory_bytes(models.encoder_spec(dtype="fp32"))
-    assert estimated == pytest.approx(copies * 90.9e6, rel=0.01)
-
-
 def test_a_folder_without_a_model_is_a_load_error(real: Subject, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="holds no model"):
         real.engine.load(models.folder_spec("nothing", "text-generation", tmp_path))
-
-
-def test_a_model_trained_for_another_task_is_a_load_error(really_encoding: Subject) -> None:
-    spec = models.model_spec("not-a-classifier", "text-classification", str(models.encoder_spec().source))
-    with pytest.raises(ModelLoadError, match="was not trained for text-classification"):
-        really_encoding.engine.load(spec)
 
 
 @pytest.mark.engine
@@ -477,18 +294,6 @@ def test_onnx_answers_as_pytorch_does() -> None:
 
     check()
     assert onnx.generate(PROMPTS, max_tokens=20) == pytorch.generate(PROMPTS, max_tokens=20)
-
-
-def cosine(first: Any, second: Any) -> float:
-    return float(np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second)))
-
-
-@cache
-def reference_embeddings() -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    folder = models.encoder_spec().source.local_folder()
-    return SentenceTransformer(str(folder), device="cpu").encode(list(models.SENTENCES))
 
 
 def counter_of_loads(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
