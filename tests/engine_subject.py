@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 
 from muai_config import ModelSpec
+from muai_producers.errors import InputTooLongError, InvalidRequestError
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, Engine
 from tests import models
+
+WRONG = {
+    "wrong type": InvalidRequestError,
+    "empty": InvalidRequestError,
+    "wrong key": InvalidRequestError,
+    "too long": InputTooLongError,
+}
+"""How each of these requests is refused."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +95,8 @@ def assert_cut(subject: Subject, spec: ModelSpec) -> None:
 
 def cosine(first: Any, second: Any) -> float:
     return float(np.dot(first, second) / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def errors_of(completions: Mapping[str, Completion]) -> dict[str, type[Exception]]:
+    """The kind of error of each request that has one."""
+    return {name: type(one.error) for name, one in completions.items() if one.error is not None}

@@ -90,7 +90,7 @@ class Formed:
 
 
 DEEPEST_LOOKAHEAD = 8192
-"""Of 4,000 sentences in batches of 256, a window of 2,048 made a quarter more forward passes than one of 4,096."""
+"""Simulated, 4,000 sentences in batches of 256: 140 forward passes with a window of 2,048, 114 from 4,096 on."""
 SEARCH_S = 1e-6
 """What looking at one request more costs."""
 SEARCH_SHARE = 0.01

@@ -11,11 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import models
-from tests.engine_subject import Subject, assert_cut, cosine
+from tests.engine_subject import WRONG, Subject, assert_cut, cosine, errors_of
 
 from muai_producers.errors import (
-    InputTooLongError,
-    InvalidRequestError,
     ModelLoadError,
 )
 from muai_producers.wire import InferenceRequest
@@ -84,13 +82,7 @@ def test_wrong_requests_harm_no_neighbour(encoding: Subject) -> None:
         models.request("too long", spec, "word " * 3000),
     ]
     completions = encoding.run(spec, requests)
-    errors = {name: type(one.error) for name, one in completions.items() if one.error is not None}
-    assert errors == {
-        "wrong type": InvalidRequestError,
-        "empty": InvalidRequestError,
-        "wrong key": InvalidRequestError,
-        "too long": InputTooLongError,
-    }
+    assert errors_of(completions) == WRONG
     alone = encoding.run(spec, [good])["good"].output
     assert completions["good"].output is not None
     assert alone is not None

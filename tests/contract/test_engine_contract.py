@@ -14,13 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests import models
-from tests.engine_subject import Subject, assert_cut, subject_named
+from tests.engine_subject import WRONG, Subject, assert_cut, errors_of, subject_named
 from tests.engines_here import REAL
 
 from muai_config import ModelSpec
 from muai_producers.errors import (
     InputTooLongError,
-    InvalidRequestError,
     ModelLoadError,
     RequestCancelledError,
     UnsupportedTaskError,
@@ -126,13 +125,7 @@ def test_wrong_prompts_harm_no_neighbour(subject: Subject) -> None:
         models.request("too long", spec, "river " * 200),
     ]
     completions = subject.run(spec, requests)
-    errors = {name: type(one.error) for name, one in completions.items() if one.error is not None}
-    assert errors == {
-        "wrong type": InvalidRequestError,
-        "empty": InvalidRequestError,
-        "wrong key": InvalidRequestError,
-        "too long": InputTooLongError,
-    }
+    assert errors_of(completions) == WRONG
     assert completions["good"].output == subject.run(spec, [good])["good"].output
 
 

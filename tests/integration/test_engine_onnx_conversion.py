@@ -8,10 +8,13 @@ from typing import Any
 
 import onnxruntime
 import pytest
+import torch
 from tests import models
 
 from muai_producers.errors import ModelLoadError
+from muai_workers.engines.base import Completion
 from muai_workers.engines.onnx import ONNXEngine
+from muai_workers.engines.onnx_session import open_session
 from muai_workers.optimization_manager import OptimizationManager
 
 pytestmark = pytest.mark.engine
@@ -151,3 +154,27 @@ def test_processes_that_want_one_conversion_at_once_make_it_once(tmp_path: Path)
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert built.value == 1
+
+
+def test_lanes_have_a_thread_each_though_there_are_fewer_than_when_the_engine_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def noting(path: Path, options: Any, num_threads: int | None = None) -> Any:
+        asked.append(num_threads)
+        return open_session(path, options, num_threads)
+
+    monkeypatch.setattr("muai_workers.engines.onnx.open_session", noting)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        engine = ONNXEngine(models.settings(onnx={"cache_dir": str(tmp_path)}))
+        torch.set_num_threads(1)
+        requests = [models.request(str(number), classifier(), OPINION) for number in range(64)]
+        completions = list(engine.run(classifier(), "text-classification", requests))
+        engine.close()
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [None, 1]
+    assert [one.error for one in completions if isinstance(one, Completion)] == [None] * 64

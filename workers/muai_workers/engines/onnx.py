@@ -242,8 +242,9 @@ class ONNXEngine:
             if spec.task in CAUSAL_TASKS:
                 return self._decoding_model(plan, session, tokenizer, extra)
             lanes = self._lanes_of(spec, extra["execution_provider"])
-            rest = torch.get_num_threads() - lanes.width + 1
-            beside = open_session(graph.path, self._options, rest) if lanes.width > 1 else None
+            # Threads may have become fewer since the lanes were made.
+            share = max(1, torch.get_num_threads() - lanes.width + 1)
+            beside = open_session(graph.path, self._options, share) if lanes.width > 1 else None
             return self._encoder(plan, onnx_forward(session, beside), tokenizer, extra, lanes)
 
     def _lanes_of(self, spec: ModelSpec, provider: str) -> Lanes:
