@@ -154,6 +154,7 @@ class Simulation:
     fleet: Fleet
     rules: Rules
     values: Values
+    stretch_s: float = STRETCH_S
     state: TunerState = field(default_factory=TunerState)
     knowledge: dict[str, Knowledge] = field(default_factory=dict)
     stretches: list[Stretch] = field(default_factory=list)
@@ -167,8 +168,8 @@ class Simulation:
         self.run = Run()
         for _ in range(count):
             got = [
-                self.fleet.run(STRETCH_S, rate, self.values, self.rules.target_ms)
-                for _ in range(round(self.rules.interval_s / STRETCH_S))
+                self.fleet.run(self.stretch_s, rate, self.values, self.rules.target_ms)
+                for _ in range(round(self.rules.interval_s / self.stretch_s))
             ]
             self.stretches = [*self.stretches, *got][-90:]
             self.run.in_time.append(sum(one.in_time for one in got) / sum(one.arrived for one in got))

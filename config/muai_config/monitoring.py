@@ -272,6 +272,15 @@ class GpuSettings(Section):
         describe="How long a worker may have work in its engine without answering any of it and without its GPUs' "
         "utilization changing, before the GPUs count as hung; null switches the watchdog off.",
     )
+    load_hang_s: float | None = setting(
+        1800.0,
+        ge=60.0,
+        le=86_400.0,
+        unit="s",
+        example=3600.0,
+        describe="The same for a worker that loads a model: how long neither utilization nor used memory may change; "
+        "longer than the slowest download of weights. null: loading may take for ever.",
+    )
     quarantine_s: float = setting(
         60.0,
         ge=0.0,

@@ -47,6 +47,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Requests that are in its engine."""
     progress: int = 0
     """Answers and pieces of answers that its engine has given since it started."""
+    models_loading: tuple[str, ...] = ()
+    """What it is loading now."""
     model_bytes: dict[str, int] = {}
     """What each model takes of the worker's memory."""
     queue: str = ""

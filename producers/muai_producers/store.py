@@ -21,6 +21,7 @@ import msgspec
 
 from muai_producers.errors import MuaiError, error_from_wire
 from muai_producers.store_scripts import ADMIT, ADMIT_ONCE, ANSWER, FINISH, MARK, RELEASE
+from muai_producers.vectors import unpack_embedding
 from muai_producers.wire import Batch, InferenceRequest, InferenceResult, input_chars
 
 META_PREFIX = "celery-task-meta-"
@@ -213,9 +214,11 @@ def _terminal(state: str, result: Any, request_id: str, reply_to: str | None, te
 
 
 def outcome_of(state: StoredState) -> InferenceResult | MuaiError:
-    """The result or error of a terminal state."""
+    """The result or error of a terminal state; an embedding is always numbers."""
     if state.status == SUCCESS:
-        return _RESULT.decode(state.result)
+        result = _RESULT.decode(state.result)
+        unpack_embedding(result.outputs)
+        return result
     failure = msgspec.json.decode(state.result) or {}
     message, details = [*failure.get("exc_message", []), "", {}][:2]
     return error_from_wire({"type": failure.get("exc_type"), "message": message, "details": details})

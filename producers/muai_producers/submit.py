@@ -40,10 +40,16 @@ class Submitter(Protocol):
 
 
 def content_digest(request: InferenceRequest) -> str:
-    """Digest of what makes two requests the same: all but id, times, trace and reply channel. '' without a key."""
+    """Digest of what makes two requests the same. '' without a key.
+
+    That is all but id, times, trace, reply channel, and how an embedding is written down.
+    """
     if request.idempotency_key is None:
         return ""
-    same = msgspec.structs.replace(request, id="-", submitted_at=0.0, deadline=None, reply_to=None, trace={})
+    parameters = msgspec.structs.replace(request.parameters, encoding_format="float")
+    same = msgspec.structs.replace(
+        request, id="-", submitted_at=0.0, deadline=None, reply_to=None, trace={}, parameters=parameters
+    )
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
 

@@ -16,6 +16,7 @@ from tests.engine_subject import WRONG, Subject, assert_cut, cosine, errors_of
 from muai_producers.errors import (
     ModelLoadError,
 )
+from muai_producers.vectors import from_base64
 from muai_producers.wire import InferenceRequest
 
 EMBEDDED = st.lists(st.sampled_from(models.SENTENCES), min_size=1, max_size=12)
@@ -40,6 +41,19 @@ def test_embedding_does_not_depend_on_a_batch_that_is_divided(encoding: Subject)
     together = encoding.embed(texts)
     for text, vector in zip(texts[-2 * len(models.SENTENCES) :], together[-2 * len(models.SENTENCES) :], strict=True):
         assert cosine(vector, encoding.embed([text])[0]) > 0.9999
+
+
+def test_embeddings_in_base64_are_the_same_numbers(encoding: Subject) -> None:
+    formats = ["float", "base64", "base64", "float"]
+    requests = [
+        models.request(f"{text} {number}", encoding.encoder, text, encoding_format=one)
+        for text in models.SENTENCES
+        for number, one in enumerate(formats)
+    ]
+    outputs = [one["embedding"] for one in encoding.outputs(encoding.encoder, requests)]
+    assert [type(one) for one in outputs] == [list, str, str, list] * len(models.SENTENCES)
+    for packed, whole in zip(outputs[1::4], outputs[0::4], strict=True):
+        assert from_base64(packed) == pytest.approx(whole, abs=1e-6)
 
 
 def test_embeddings_have_length_one(encoding: Subject) -> None:

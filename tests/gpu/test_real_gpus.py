@@ -47,7 +47,7 @@ def test_every_gpu_tells_how_it_is_and_is_judged_well() -> None:
         assert vitals.uuid.startswith(("GPU-", "MIG-"))
         assert 0 < (vitals.memory_used_bytes or 0) < (vitals.memory_total_bytes or 0)
         assert vitals.temperature_c is None or 0 < vitals.temperature_c < 120
-        assert next_case(GpuCase(), vitals, 0.0, Rules(), 1.0).state in ("ok", "degraded")
+        assert next_case(GpuCase(), vitals, None, Rules(), 1.0).state in ("ok", "degraded")
     reader.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -50,11 +51,10 @@ def make(muai_settings: Settings, gpus: SimulatedGpus) -> Iterator[Make]:
         watch.stop()
 
 
-def working(fleet: Fleet, *, progress: int = 0, in_flight: int = 3) -> None:
+def working(fleet: Fleet, **told: Any) -> None:
     """The worker of GPU 2 says that it has work."""
     name = f"w-gpu2@{socket.gethostname()}"
-    record = WorkerRecord(name=name, engine="fake", slots=1, pid=101, in_flight=in_flight, progress=progress)
-    fleet.announce(record)
+    fleet.announce(WorkerRecord(name=name, engine="fake", slots=1, pid=101, **{"in_flight": 3, **told}))
 
 
 def test_given_a_gpu_of_a_group_that_fails_then_their_worker_is_held_and_all_are_told_of(
@@ -113,6 +113,23 @@ def test_given_a_worker_that_gets_nothing_done_then_its_gpu_hangs_and_it_is_kill
     assert watch.holds()
     watch.look(gone, 2 * hang_s + quarantine_s, 1000.0)
     assert not watch.holds()
+
+
+def test_given_a_worker_that_loads_a_model_for_ever_then_its_gpu_hangs_once_that_took_too_long(
+    make: Make, gpus: SimulatedGpus, fleet: Fleet, muai_settings: Settings
+) -> None:
+    watch = make()
+    load_hang_s = muai_settings.monitoring.gpus.load_hang_s or 0.0
+    working(fleet, in_flight=0, models_loading=("qwen",))
+    watch.look(RUNNING, 0.0, 1000.0)
+    watch.look(RUNNING, load_hang_s - 1, 1000.0)
+    gpus.change(2, memory_used_bytes=12_345)
+    watch.look(RUNNING, load_hang_s, 1000.0)
+    watch.look(RUNNING, 2 * load_hang_s - 1, 1000.0)
+    assert not watch.holds(), "some of it came into the GPU's memory meanwhile"
+    watch.look(RUNNING, 2 * load_hang_s, 1000.0)
+    assert "was loading qwen" in watch.holds()["w-gpu2"].reason
+    assert watch.holds()["w-gpu2"].patience_s == HUNG_PATIENCE_S
 
 
 def test_given_a_worker_that_falls_silent_with_work_in_its_engine_then_it_hangs_as_well(

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,14 @@ from tests.transport_support import free_port, wait_until
 from muai_producers import AsyncInferenceClient, InferenceClient
 from muai_producers.dead_letters import DeadLetters
 from muai_producers.errors import MalformedMessageError, ModelNotFoundError, MuaiError, PayloadTooLargeError
+from muai_producers.vectors import from_base64
+from muai_producers.wire import Parameters
 
 pytestmark = pytest.mark.redis
-MODELS = {"noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]}}
+MODELS = {
+    "noop": {"task": "text-classification", "source": "hub:none", "engines": ["fake"]},
+    "vectors": {"task": "embedding", "source": "hub:none", "engines": ["fake"]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +71,26 @@ def test_given_our_client_and_a_plain_one_then_both_see_the_same_result(stack: S
     ours = stack.client.result(request_id, timeout_s=20)
     assert plain.AsyncResult(request_id).get(timeout=20)["outputs"] == ours.outputs
     assert stack.client.status(request_id).state == "SUCCESS"
+
+
+@pytest.mark.parametrize("parameters", [None, {"truncate": True}, Parameters(truncate=True)])
+def test_given_an_embedding_then_it_travels_packed_and_our_client_gives_its_numbers(
+    stack: Stack, plain: Celery, parameters: Any
+) -> None:
+    request_id = stack.client.submit("vectors", "good morning", parameters=parameters)
+    ours = stack.client.result(request_id, timeout_s=20).outputs["embedding"]
+    travelled = plain.AsyncResult(request_id).get(timeout=20)["outputs"]["embedding"]
+    assert isinstance(travelled, str)
+    assert from_base64(travelled) == ours
+    theirs = send(plain, kwargs={"model": "vectors"}).get(timeout=20)["outputs"]["embedding"]
+    assert theirs == pytest.approx(ours, abs=1e-6)
+
+
+def test_given_a_key_then_it_is_one_request_however_its_embedding_is_written(stack: Stack) -> None:
+    key = f"key {time.time()}"
+    packed = stack.client.submit("vectors", "good morning", idempotency_key=key)
+    whole = {"encoding_format": "float"}
+    assert stack.client.submit("vectors", "good morning", idempotency_key=key, parameters=whole) == packed
 
 
 def test_given_a_hundred_awaits_at_once_then_the_async_client_answers_all(stack: Stack) -> None:

@@ -23,7 +23,7 @@ from muai_workers.gpus.verdict import GpuCase, Rules, WorkerLook, next_case, nex
 from muai_workers.gpus.xids import APPLICATION, HARDWARE
 from muai_workers.up.plan import gpu_worker_specs
 
-RULES = Rules(hang_s=30.0, quarantine_s=60.0)
+RULES = Rules(hang_s=30.0, load_hang_s=90.0, quarantine_s=60.0)
 SIZES = st.integers(1, 8)
 
 
@@ -243,7 +243,7 @@ class Watched:
             self.cases = [unseen(case, str(error)) for case in self.cases]
             return
         self.cases = [
-            next_case(case, told, 0.0, RULES, self.now_s) for case, told in zip(self.cases, vitals, strict=True)
+            next_case(case, told, None, RULES, self.now_s) for case, told in zip(self.cases, vitals, strict=True)
         ]
 
     def change(self, index: int, **fields: object) -> None:
@@ -326,13 +326,41 @@ def test_given_any_course_of_work_then_a_gpu_hangs_when_nothing_moved_for_the_ti
         if seen != before or not in_flight:
             still_since_s = now_s
         before = seen
-        effort = next_effort(effort, look, utilization, now_s)
-        assert effort is not None
         vitals = Vitals(gpu="0", utilization_percent=utilization)
-        case = next_case(GpuCase(), vitals, effort.hung_s(now_s), RULES, now_s)
+        effort = next_effort(effort, look, vitals, now_s)
+        assert effort is not None
+        case = next_case(GpuCase(), vitals, effort.hang(RULES, now_s), RULES, now_s)
         hangs = in_flight > 0 and now_s - still_since_s >= RULES.hang_s
         assert (case.state == "failed") == hangs
         assert ("hangs" in case.reason) == hangs
+
+
+@pytest.mark.property(43)
+@settings(max_examples=150, deadline=None)
+@given(
+    looks=st.lists(
+        st.tuples(st.sampled_from([(), ("a",), ("a", "b")]), st.sampled_from([None, 0, 10]), st.floats(0.1, 60.0)),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_given_any_course_of_loading_then_a_gpu_hangs_when_its_memory_did_not_move_for_the_time_of_loads(
+    looks: list[tuple[tuple[str, ...], int | None, float]],
+) -> None:
+    effort, now_s, still_since_s = None, 0.0, 0.0
+    before = None
+    for loading, memory, after_s in looks:
+        now_s += after_s
+        vitals = Vitals(gpu="0", utilization_percent=0.0, memory_used_bytes=memory)
+        seen = (loading, memory)
+        if seen != before or not loading:
+            still_since_s = now_s
+        before = seen
+        effort = next_effort(effort, WorkerLook(1, 0, 0, loading), vitals, now_s)
+        assert effort is not None
+        case = next_case(GpuCase(), vitals, effort.hang(RULES, now_s), RULES, now_s)
+        assert (case.state == "failed") == (bool(loading) and now_s - still_since_s >= RULES.load_hang_s)
+        assert case.state == "ok" or f"was loading {', '.join(loading)}" in case.reason
 
 
 @pytest.mark.property(43)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from muai_producers.gateway.failures import ForbiddenError
 from muai_producers.gateway.sessions import check_same_origin, is_token, new_session, session_in, spoken_for, token_of
 from muai_producers.queue_depths import QueueDepth
 from muai_producers.store import failure_answer, success_answer
+from muai_producers.vectors import as_bytes, to_base64
 from muai_producers.wire import InferenceResult
 from muai_workers.up.stack import gateway_url
 
@@ -45,6 +47,11 @@ def a_meta(**changes: Any) -> bytes:
         "metadata": metadata,
     }
     return success_answer(a_request("r", tenant="acme"), InferenceResult(**{**fields, **changes})).meta
+
+
+def test_Given_an_embedding_in_base64_Then_its_numbers_are_shown() -> None:
+    text = to_base64(as_bytes([0.5, -1.0]))
+    assert telling.preview(json.dumps({"embedding": text}).encode()) == "2 numbers: 0.5000, -1.0000"
 
 
 def test_Given_a_result_Then_its_way_has_every_step_and_the_rest_is_the_answers() -> None:

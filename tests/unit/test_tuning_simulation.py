@@ -11,7 +11,7 @@ from tests.tuning_simulation import Fleet, Simulation, in_time_share, rules
 
 from muai_workers.tuning.comparing import sample_of
 from muai_workers.tuning.deciding import advance, stand_down
-from muai_workers.tuning.records import Knowledge, Measured, Place, Rules, Trial, TunerState, Values
+from muai_workers.tuning.records import Bounds, Knowledge, Measured, Place, Rules, Trial, TunerState, Values
 
 LOW, HIGH = 10.0, 100.0
 INTERVALS = 15
@@ -83,6 +83,28 @@ def test_given_an_engine_of_which_only_slow_batches_keep_up_with_room_to_spare_t
     assert raised.new == {"batch_size": 32}
     assert min(run.in_time[10:]) >= 0.95 * best, (run.in_time, best, run.events)
     assert run.changes(last=5) <= 1
+
+
+@pytest.mark.parametrize("seed", [4, 5, 6, 13])
+def test_given_a_hundredth_that_chance_makes_late_then_the_tuner_stays_where_it_settled(seed: int) -> None:
+    target_ms, rate = 917.0, 52.0
+    short = Rules(bounds={"batch_size": Bounds(1, 64)}, interval_s=15.0, window_s=60.0, target_ms=target_ms)
+    fleet = Fleet(seed=seed, per_request_ms=11.1, per_batch_ms=24.0, noise=0.2 if seed in (5, 13) else 0.05)
+    tuned = Simulation(fleet, short, values(2), stretch_s=5.0)
+    tuned.go(6, rate / 10)
+    run = tuned.go(INTERVALS, rate)
+    assert min(run.in_time[10:]) >= 0.95, run.in_time
+    assert run.changes(last=5) <= 1, run.events
+
+
+def test_given_a_tuner_at_rest_then_it_tries_again_once_something_has_become_worse() -> None:
+    tuned = simulation(start=values(32))
+    tuned.go(20, 20.0)
+    place = tuned.state.place
+    assert place is not None
+    assert tuned.knowledge[place.key].at_rest
+    tuned.fleet.per_request_ms *= 8
+    assert tuned.go(6, 20.0).changes(last=6) > 0
 
 
 def test_given_no_tuner_then_the_same_load_is_lost() -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from muai_config import ConfigError, build_settings
 from muai_producers.errors import InvalidRequestError, RequestNotFoundError
+from muai_producers.vectors import as_bytes
 from muai_producers.workflows import Orchestrator, Router
-from muai_producers.workflows.index import PassageIndex, as_bytes
+from muai_producers.workflows.index import PassageIndex
 from muai_producers.workflows.passages import MemoryPassages, Passage, cut
 from muai_producers.workflows.search import HttpSearch, SearchError
 

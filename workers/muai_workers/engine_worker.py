@@ -135,6 +135,7 @@ class EngineWorker:
             started_at=self._started_at,
             in_flight=self.runner.activity.in_flight,
             progress=self.runner.activity.progress,
+            models_loading=self.runner.models.loading_models(),
             model_bytes=self.runner.models.memory_bytes(),
             queue=self.queue,
         )

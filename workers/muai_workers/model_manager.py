@@ -51,6 +51,8 @@ class _Model:
     num_bytes: int = 0
     loaded: bool = False
     changing: bool = False
+    loading: bool = False
+    """In the engine, with the room for it made."""
     users: int = 0
     """Batches that run on it, or wait for it to be loaded."""
     running: int = 0
@@ -161,6 +163,11 @@ class ModelManager:
         with self._changed:
             return tuple(name for name, model in self._models.items() if model.loaded)
 
+    def loading_models(self) -> tuple[str, ...]:
+        """Names of the models that are being loaded."""
+        with self._changed:
+            return tuple(name for name, model in self._models.items() if model.loading)
+
     def memory_bytes(self) -> dict[str, int]:
         """What each model in memory takes: as measured when it was loaded, or as estimated where nothing could be."""
         with self._changed:
@@ -252,7 +259,11 @@ class ModelManager:
             self._changes += 1
             began = self._changes
         before = self._used_bytes()
-        self.engine.load(spec)
+        model.loading = True
+        try:
+            self.engine.load(spec)
+        finally:
+            model.loading = False
         after = self._used_bytes()
         with self._changed:
             alone = self._changes == began

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import sys
 import threading
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from muai_producers.errors import InvalidRequestError
+from muai_producers.vectors import as_bytes
 from muai_producers.workflows.passages import Passage, Passages
 
 _WORD = re.compile(r"\w+")
@@ -132,14 +131,6 @@ class PassageIndex:
         kept.ids[number] = passage.id
         kept.next_number += 1
         kept.vectors.add_with_ids(_row(passage.vector), _ids([number]))
-
-
-def as_bytes(vector: Sequence[float]) -> bytes:
-    """An embedding as passages keep it."""
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
 
 
 def _row(vector: bytes) -> Any:

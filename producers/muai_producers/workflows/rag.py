@@ -8,10 +8,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from muai_producers.vectors import as_bytes
 from muai_producers.wire import Name
 from muai_producers.workflows.base import Resources, RunContext, State, Step, Workflow, WorkflowParameters
 from muai_producers.workflows.chat import Text, answer_of
-from muai_producers.workflows.index import PassageIndex, as_bytes
+from muai_producers.workflows.index import PassageIndex
 from muai_producers.workflows.passages import Passage, cut
 from muai_producers.workflows.search import SearchResult, numbered
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muai_config import ModelSpec
+from muai_producers.vectors import to_base64
 from muai_producers.wire import InferenceRequest
 from muai_workers.engines.base import Completion, EngineOutput
 from muai_workers.engines.failures import not_a_number
@@ -99,16 +100,23 @@ class Encoder:
     def _completions(self, rows: Sequence[TokenRow], values: NDArray[np.float32]) -> Iterator[Completion]:
         """Of one forward pass; whole arrays are converted at once, as other passes wait for the interpreter."""
         is_wrong = np.isnan(values.sum(axis=1))
-        numbers = values.tolist() if self._labels else np.round(values.astype(np.float64), DECIMALS).tolist()
-        for row, wrong, own in zip(rows, is_wrong, numbers, strict=True):
+        written = self._scored(values) if self._labels else _embeddings(rows, values)
+        for row, wrong, outputs in zip(rows, is_wrong, written, strict=True):
             request = row.request
             if wrong:
                 yield Completion(request.id, error=not_a_number(request.model, self._extra))
             else:
-                yield Completion(request.id, output=EngineOutput(self._outputs(own), len(row.ids), extra=self._extra))
+                yield Completion(request.id, output=EngineOutput(outputs, len(row.ids), extra=self._extra))
 
-    def _outputs(self, numbers: list[float]) -> dict[str, Any]:
-        if not self._labels:
-            return {"embedding": numbers}
-        scored = [{"label": label, "score": score} for label, score in zip(self._labels, numbers, strict=True)]
-        return {"labels": sorted(scored, key=lambda one: -one["score"])}
+    def _scored(self, values: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
+        for numbers in values.tolist():
+            scored = [{"label": label, "score": score} for label, score in zip(self._labels, numbers, strict=True)]
+            yield {"labels": sorted(scored, key=lambda one: -one["score"])}
+
+
+def _embeddings(rows: Sequence[TokenRow], values: NDArray[np.float32]) -> Iterator[dict[str, Any]]:
+    """As each request wants its own written."""
+    is_packed = np.array([row.request.parameters.encoding_format == "base64" for row in rows])
+    numbers = iter(np.round(values[~is_packed].astype(np.float64), DECIMALS).tolist())
+    for own, packed in zip(values.astype("<f4", copy=False), is_packed, strict=True):
+        yield {"embedding": to_base64(own.tobytes()) if packed else next(numbers)}

@@ -34,6 +34,7 @@ from muai_producers.errors import (
     RequestError,
     UnsupportedParameterError,
 )
+from muai_producers.vectors import as_bytes, to_base64
 from muai_producers.wire import INPUT_FIELD, InferenceRequest, check_inputs
 from muai_workers.engines.base import (
     Availability,
@@ -281,7 +282,9 @@ class FakeEngine:
             words = words[: spec.max_input_tokens]
         text = " ".join(words)
         if task == "embedding":
-            return EngineOutput({"embedding": _direction(text, self.options.embedding_size)}, len(words))
+            vector = _direction(text, self.options.embedding_size)
+            is_packed = request.parameters.encoding_format == "base64"
+            return EngineOutput({"embedding": to_base64(as_bytes(vector)) if is_packed else vector}, len(words))
         if task == "text-classification":
             return EngineOutput({"labels": _labels(text)}, len(words))
         answer, finish_reason = _continuation(spec, request, words)

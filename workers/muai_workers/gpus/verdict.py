@@ -31,7 +31,9 @@ class Rules:
     """What the configuration says."""
 
     hang_s: float = 300.0
-    """0: nothing counts as hung."""
+    """With requests in the engine. 0: nothing counts as hung."""
+    load_hang_s: float = 1800.0
+    """While a model is loaded. 0: that may take for ever."""
     quarantine_s: float = 60.0
     max_temperature_c: float | None = None
 
@@ -46,6 +48,13 @@ class WorkerLook:
     """Requests that are in its engine."""
     progress: int
     """Answers and pieces of answers that its engine has given, in this run."""
+    loading: tuple[str, ...] = ()
+    """Models that it is loading."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has anything to do."""
+        return bool(self.in_flight or self.loading)
 
 
 @dataclass(frozen=True)
@@ -53,18 +62,25 @@ class Effort:
     """When a worker's GPU was last seen to do anything."""
 
     look: WorkerLook
-    utilization_percent: float | None
+    load: tuple[float | None, int | None]
+    """The GPU's utilization and, while a model is loaded, its used memory."""
     since_s: float
     """Since then it has had work, answered none of it, and computed the same."""
 
-    def hung_s(self, now_s: float) -> float:
-        """For how long it has had work and done none; 0 for one without work."""
-        return now_s - self.since_s if self.look.in_flight else 0.0
+    def hang(self, rules: Rules, now_s: float) -> str | None:
+        """What is wrong, where it has had work for too long and done none."""
+        limit_s = rules.hang_s if self.look.in_flight else rules.load_hang_s
+        if not limit_s or not self.look.is_busy or now_s - self.since_s < limit_s:
+            return None
+        if self.look.in_flight:
+            return f"it hangs: for {limit_s:g} s its worker had work and answered none, and its load did not change"
+        models = ", ".join(self.look.loading)
+        return (
+            f"it hangs: for {limit_s:g} s its worker was loading {models}, and neither its load nor its memory changed"
+        )
 
 
-def next_effort(
-    before: Effort | None, look: WorkerLook | None, utilization_percent: float | None, now_s: float
-) -> Effort | None:
+def next_effort(before: Effort | None, look: WorkerLook | None, vitals: Vitals, now_s: float) -> Effort | None:
     """The effort after one more look.
 
     Args:
@@ -72,14 +88,15 @@ def next_effort(
     """
     if look is None:
         return None
+    load = (vitals.utilization_percent, vitals.memory_used_bytes if look.loading else None)
     if (
         before is None
-        or not look.in_flight
-        or not before.look.in_flight
-        or (before.look.run, before.look.progress) != (look.run, look.progress)
-        or before.utilization_percent != utilization_percent
+        or not look.is_busy
+        or bool(before.look.in_flight) != bool(look.in_flight)
+        or (before.look.run, before.look.progress, before.look.loading) != (look.run, look.progress, look.loading)
+        or before.load != load
     ):
-        return Effort(look, utilization_percent, now_s)
+        return Effort(look, load, now_s)
     return replace(before, look=look)
 
 
@@ -110,16 +127,16 @@ def unseen(before: GpuCase, reason: str) -> GpuCase:
     return before if before.state == "failed" else replace(before, state="unseen", reason=reason)
 
 
-def next_case(before: GpuCase, vitals: Vitals, hung_s: float, rules: Rules, now_s: float) -> GpuCase:
+def next_case(before: GpuCase, vitals: Vitals, hang: str | None, rules: Rules, now_s: float) -> GpuCase:
     """The case after one more look.
 
     Args:
-        hung_s: how long its worker has had work and done none.
+        hang: see `Effort.hang`.
     """
     last_xid = vitals.xids[-1] if vitals.xids else before.last_xid
     ecc = before.ecc_uncorrected if vitals.ecc_uncorrected is None else vitals.ecc_uncorrected
     seen = replace(before, last_xid=last_xid, ecc_uncorrected=ecc)
-    fault = _fault(before, vitals, hung_s, rules)
+    fault = _fault(before, vitals, rules) or hang
     if fault is not None:
         failures = before.failures
         if before.state != "failed":
@@ -144,7 +161,7 @@ def _waiting(reason: str) -> str:
     return reason if reason.endswith(suffix) else reason + suffix
 
 
-def _fault(before: GpuCase, vitals: Vitals, hung_s: float, rules: Rules) -> str | None:
+def _fault(before: GpuCase, vitals: Vitals, rules: Rules) -> str | None:
     """Why nothing should run on the GPU."""
     if vitals.lost:
         return f"it does not answer: {vitals.lost}"
@@ -163,8 +180,6 @@ def _fault(before: GpuCase, vitals: Vitals, hung_s: float, rules: Rules) -> str 
         was_too_hot = before.state == "failed" and "°C" in before.reason
         if vitals.temperature_c >= limit_c - (COOLER_BY_C if was_too_hot else 0.0):
             return f"it is too hot: {vitals.temperature_c:.0f} °C, and the limit is {limit_c:.0f} °C"
-    if rules.hang_s and hung_s >= rules.hang_s:
-        return f"it hangs: for {rules.hang_s:g} s its worker had work and answered none, and its load did not change"
     return None
 
 

@@ -72,7 +72,9 @@ class GpuWatch:
         suffix: str = "",
     ) -> None:
         options = settings.monitoring.gpus
-        self._rules = Rules(options.hang_s or 0.0, options.quarantine_s, options.max_temperature_c)
+        self._rules = Rules(
+            options.hang_s or 0.0, options.load_hang_s or 0.0, options.quarantine_s, options.max_temperature_c
+        )
         self._every_s = options.check_every_s
         self._grace_s = grace_s
         self._host = socket.gethostname()
@@ -177,7 +179,7 @@ class GpuWatch:
             self._last_looks.pop(name, None)
             return None
         if record is not None and record.pid == pid:
-            self._last_looks[name] = WorkerLook(pid, record.in_flight, record.progress)
+            self._last_looks[name] = WorkerLook(pid, record.in_flight, record.progress, record.models_loading)
         # One that has fallen silent with work in its engine is what a hung one looks like, when it hangs hard enough.
         last = self._last_looks.get(name)
         return last if last is not None and last.run == pid else None
@@ -187,11 +189,11 @@ class GpuWatch:
         if told is None:
             one.effort, one.case = None, unseen(before, blind)
         else:
-            one.effort = next_effort(one.effort, look, told.utilization_percent, now_s)
-            hung_s = 0.0 if one.effort is None else one.effort.hung_s(now_s)
-            one.case = next_case(before, told, hung_s, self._rules, now_s)
+            one.effort = next_effort(one.effort, look, told, now_s)
+            hang = None if one.effort is None else one.effort.hang(self._rules, now_s)
+            one.case = next_case(before, told, hang, self._rules, now_s)
             if one.case.state == "failed" and one.case.failed_s == now_s:
-                one.hung = bool(self._rules.hang_s) and hung_s >= self._rules.hang_s
+                one.hung = hang is not None
         if before.state != one.case.state:
             why = f": {one.case.reason}" if one.case.reason else ""
             self._remarks.append(f"GPU {one.gpu} is {one.case.state}{why}")

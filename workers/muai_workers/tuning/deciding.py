@@ -41,6 +41,8 @@ RATE_GAIN = 0.03
 """While the engines are behind: least rise of what is served, as a share."""
 MORE_FAILURES = 0.02
 MAX_PROLONGED = 1
+WAKES = 2 * MIN_GAIN
+"""Worth per request that must be lost before the tuner, once at rest, tries again under the same load."""
 FORGET_S = 86_400.0
 MAX_GAP = 3
 """Intervals after which what was in flight at the last decision says nothing any more."""
@@ -328,20 +330,34 @@ def _tried(
         return nothing
     now = situation_of(stretches, rules.target_ms, look.stretches)
     spent = known.spent if known else {}
+    # Where batches of one size alone were seen, a step that does not help still teaches what batches take.
+    rests = known is not None and now.curve is not None and _rests(known, base, measured_now, look.now_s)
     for move in moves(look, now, rules):
+        if rests and move.parameter != "cache_size_mb":
+            continue
         trial = _trial(move, base, look, measured_now)
         if look.now_s - spent.get(trial.move, float("-inf")) >= FORGET_S:
             starts = {one.start_s for one in stretches}
             there = [one for one in look.canary_stretches if one.start_s in starts]
             trial = alone_first(trial, look, before_there or measured(there, rules.target_ms))
             return _begun(nothing, look, place, trial)
-    learnt = nothing.learnt or ((place, _settled(known, base, measured_now, look.now_s)),)
-    return msgspec.structs.replace(nothing, learnt=learnt)
+    if rests:
+        return nothing
+    learnt = _settled(known, base, measured_now, look.now_s)
+    return msgspec.structs.replace(nothing, learnt=(*nothing.learnt, (place, learnt)))
+
+
+def _rests(known: Knowledge, values: Values, now: Measured, now_s: float) -> bool:
+    """Whether the tuner came to rest with these values and nothing has become worse: what it would try now is what
+    chance suggests."""
+    is_fresh = known.at_rest and known.best == values and now_s - known.at_s < FORGET_S
+    return is_fresh and not now.behind and now.scores.mean > known.score - WAKES
 
 
 def _settled(known: Knowledge | None, values: Values, now: Measured, now_s: float) -> Knowledge:
     """There is nothing left to try here: that is worth remembering too."""
-    return Knowledge(best=values, score=now.scores.mean, at_s=now_s, spent=known.spent if known else {})
+    spent = known.spent if known else {}
+    return Knowledge(best=values, score=now.scores.mean, at_s=now_s, spent=spent, at_rest=True)
 
 
 def _valid(look: Look, since_s: float, place: Place, rules: Rules) -> list[Stretch]:

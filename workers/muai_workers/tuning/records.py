@@ -253,6 +253,8 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
     spent: dict[str, float] = {}
     """Steps that did not help there, and when that was found."""
+    at_rest: bool = False
+    """Nothing was left to try."""
 
 
 class TunerState(msgspec.Struct, frozen=True, kw_only=True):

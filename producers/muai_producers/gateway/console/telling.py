@@ -33,6 +33,7 @@ from muai_producers.gateway.standing import status_url
 from muai_producers.queue_depths import QueueDepth, priority_of
 from muai_producers.recent import RecentRequest
 from muai_producers.store import FAILURE, PENDING, REVOKED, SUCCESS
+from muai_producers.vectors import unpack_embedding
 
 if TYPE_CHECKING:
     from muai_config import Settings
@@ -345,6 +346,7 @@ def preview(outputs: bytes) -> str | None:
         return None
     if isinstance(decoded.get("text"), str):
         return str(decoded["text"])[:PREVIEW_CHARS]
+    unpack_embedding(decoded)
     embedding = decoded.get("embedding")
     if isinstance(embedding, list):
         shown = ", ".join(f"{value:.4f}" for value in embedding[:8] if isinstance(value, int | float))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import sys
 import time
-from array import array
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from muai_producers.vectors import as_bytes, from_base64, to_base64
 from muai_producers.wire import InferenceResult
 
 
@@ -184,17 +182,14 @@ def embedding_list(model: str, results: Sequence[InferenceResult], encoding: str
     vectors = [result.outputs["embedding"] for result in results]
     tokens = usage_of(results).prompt_tokens
     return EmbeddingList(
-        data=[
-            Embedding(index=index, embedding=_base64(vector) if encoding == "base64" else vector)
-            for index, vector in enumerate(vectors)
-        ],
+        data=[Embedding(index=index, embedding=_written(vector, encoding)) for index, vector in enumerate(vectors)],
         model=model,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
 
 
-def _base64(vector: Sequence[float]) -> str:
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers).decode()
+def _written(vector: list[float] | str, encoding: str) -> list[float] | str:
+    """As it was asked for; another encoding than that comes from a request that was made before, with the same key."""
+    if isinstance(vector, str):
+        return vector if encoding == "base64" else from_base64(vector)
+    return to_base64(as_bytes(vector)) if encoding == "base64" else vector

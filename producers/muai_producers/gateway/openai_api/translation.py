@@ -57,7 +57,8 @@ def completion_inferences(body: CompletionBody) -> list[InferenceBody]:
 
 def embedding_inferences(body: EmbeddingBody) -> list[InferenceBody]:
     """One inference for each text, as `chat_inferences`."""
-    fields = {"model": body.model, "task": "embedding", "parameters": {"truncate": bool(body.truncate)}}
+    parameters = {"truncate": bool(body.truncate), "encoding_format": body.encoding_format}
+    fields = {"model": body.model, "task": "embedding", "parameters": parameters}
     fields |= _told(body.priority, body.deadline_s)
     return [_converted({**fields, "inputs": {"text": text}}) for text in body.input]
 
