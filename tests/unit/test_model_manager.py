@@ -135,6 +135,7 @@ def test_given_many_requests_at_once_then_a_model_is_loaded_once() -> None:
         engine.on_load = lambda _: None
         held.load_model("b")  # another model's request waits for none of them
         assert not any(one.done() for one in loads)
+        assert held.loading_models() == ("a",)
         go_on.set()
         for one in loads:
             one.result(LIMIT_S)
