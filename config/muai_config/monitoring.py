@@ -270,7 +270,7 @@ class GpuSettings(Section):
         unit="s",
         example=600.0,
         describe="How long a worker may have work in its engine without answering any of it and without its GPUs' "
-        "utilization changing, before the GPUs count as hung; null switches the watchdog off.",
+        "utilization changing, before the GPUs count as hung. null: never.",
     )
     load_hang_s: float | None = setting(
         1800.0,

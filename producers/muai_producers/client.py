@@ -39,7 +39,6 @@ from muai_producers.wire import (
     DEFAULT_PRIORITY,
     InferenceRequest,
     InferenceResult,
-    Parameters,
     request_from_fields,
 )
 
@@ -50,7 +49,6 @@ Inputs = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A text, chat messages, or the `inputs` mapping itself."""
 
 FETCH_CHUNK = 500
-_PACKED = Parameters(encoding_format="base64")
 
 
 @dataclass(frozen=True)
@@ -183,24 +181,20 @@ class InferenceClient:
                 raise errors.InvalidRequestError(f"deadline_s must be a number of seconds, got {deadline_s!r}")
             fields["deadline"] = now_s + deadline_s
         fields["reply_to"] = self._reply_channel
-        self._ask_for_base64(fields)
         if trace and not fields.get("trace"):
             fields["trace"] = trace
-        return request_from_fields(fields, request_id=fields.get("id") or self._new_id(), now_s=now_s)
+        return self._packed(request_from_fields(fields, request_id=fields.get("id") or self._new_id(), now_s=now_s))
 
-    def _ask_for_base64(self, fields: dict[str, Any]) -> None:
-        """Have an embedding travel as base64, which is unpacked here; a webhook is told numbers."""
-        model = self.settings.models.get(str(fields.get("model")))
-        task = fields.get("task") or (model.task if model is not None else None)
-        if task != "embedding" or fields.get("webhook"):
-            return
-        given = fields.get("parameters")
-        if given is None:
-            fields["parameters"] = _PACKED
-        elif isinstance(given, Parameters):
-            fields["parameters"] = msgspec.structs.replace(given, encoding_format="base64")
-        elif isinstance(given, Mapping):
-            fields["parameters"] = {"encoding_format": "base64", **given}
+    def _packed(self, request: InferenceRequest) -> InferenceRequest:
+        """Have an embedding travel as base64, which is unpacked here, unless something else is asked for; a webhook is
+        told numbers.
+        """
+        model = self.settings.models.get(request.model)
+        task = request.task or (None if model is None else model.task)
+        if task != "embedding" or request.webhook is not None or request.parameters.encoding_format is not None:
+            return request
+        parameters = msgspec.structs.replace(request.parameters, encoding_format="base64")
+        return msgspec.structs.replace(request, parameters=parameters)
 
     def _new_id(self) -> str:
         """A UUID whose last part names this client: whoever meets the id knows who listens for it."""

@@ -46,7 +46,7 @@ def content_digest(request: InferenceRequest) -> str:
     """
     if request.idempotency_key is None:
         return ""
-    parameters = msgspec.structs.replace(request.parameters, encoding_format="float")
+    parameters = msgspec.structs.replace(request.parameters, encoding_format=None)
     same = msgspec.structs.replace(
         request, id="-", submitted_at=0.0, deadline=None, reply_to=None, trace={}, parameters=parameters
     )

@@ -19,7 +19,7 @@ def as_bytes(vector: Sequence[float]) -> bytes:
     return numbers.tobytes()
 
 
-def to_base64(raw: bytes | memoryview) -> str:
+def to_base64(raw: bytes) -> str:
     """What `as_bytes` gives, as text."""
     return base64.b64encode(raw).decode("ascii")
 

@@ -59,9 +59,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     truncate: bool = False
     """Cut an over-long input to the model's limit, rather than refuse it."""
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     """What an embedding is written as: a list of numbers, or base64 of 32-bit floats, the lowest byte first, which is
-    half as long. `InferenceClient` asks for the latter and unpacks it."""
+    half as long. None: numbers, but that `InferenceClient` asks for base64 then, and unpacks it."""
     response_format: ResponseFormat | None = None
     """What the text of the answer must be; None: anything."""
     tools: Annotated[tuple[Tool, ...], Meta(max_length=128)] = ()

@@ -93,6 +93,15 @@ def test_given_a_key_then_it_is_one_request_however_its_embedding_is_written(sta
     assert stack.client.submit("vectors", "good morning", idempotency_key=key, parameters=whole) == packed
 
 
+@pytest.mark.parametrize("parameters", [{"encoding_format": "float"}, Parameters(encoding_format="float")])
+def test_given_a_caller_who_wants_numbers_on_the_wire_then_they_travel(
+    stack: Stack, plain: Celery, parameters: Any
+) -> None:
+    request_id = stack.client.submit("vectors", "good morning", parameters=parameters)
+    ours = stack.client.result(request_id, timeout_s=20).outputs["embedding"]
+    assert plain.AsyncResult(request_id).get(timeout=20)["outputs"]["embedding"] == ours
+
+
 def test_given_a_hundred_awaits_at_once_then_the_async_client_answers_all(stack: Stack) -> None:
     async def run() -> list[str]:
         async with AsyncInferenceClient(stack.settings) as client:
