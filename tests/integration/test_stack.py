@@ -73,11 +73,11 @@ def test_given_our_client_and_a_plain_one_then_both_see_the_same_result(stack: S
     assert stack.client.status(request_id).state == "SUCCESS"
 
 
-@pytest.mark.parametrize("parameters", [None, {"truncate": True}, Parameters(truncate=True)])
+@pytest.mark.parametrize("options", [{}, {"parameters": {"truncate": True}}, {"parameters": Parameters(truncate=True)}])
 def test_given_an_embedding_then_it_travels_packed_and_our_client_gives_its_numbers(
-    stack: Stack, plain: Celery, parameters: Any
+    stack: Stack, plain: Celery, options: dict[str, Any]
 ) -> None:
-    request_id = stack.client.submit("vectors", "good morning", parameters=parameters)
+    request_id = stack.client.submit("vectors", "good morning", **options)
     ours = stack.client.result(request_id, timeout_s=20).outputs["embedding"]
     travelled = plain.AsyncResult(request_id).get(timeout=20)["outputs"]["embedding"]
     assert isinstance(travelled, str)
