@@ -19,6 +19,9 @@ class Plan:
     turn_s: float
     idle_count: int
     model_pairs: int
+    model_pair_s: float
+    """Of each contestant in a pair. The first batches leave before there is anything to choose from, which a short
+    measurement counts for more than it is."""
     model_peer_repeats: int
     model_s: float
     sweep: tuple[int, ...]
@@ -54,6 +57,7 @@ FULL = Plan(
     turn_s=1.5,
     idle_count=400,
     model_pairs=11,
+    model_pair_s=30.0,
     model_peer_repeats=3,
     model_s=15.0,
     sweep=(8, 16, 32, 64),
@@ -83,6 +87,7 @@ QUICK = Plan(
     turn_s=0.5,
     idle_count=50,
     model_pairs=2,
+    model_pair_s=1.0,
     model_peer_repeats=1,
     model_s=1.0,
     sweep=(32,),
