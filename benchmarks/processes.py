@@ -168,13 +168,21 @@ class Driver:
 
     def _answer(self, limit_s: float) -> dict[str, Any]:
         assert self.process.stdout is not None
-        timer = threading.Timer(limit_s, self.process.kill)
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            self.process.kill()
+
+        timer = threading.Timer(limit_s, give_up)
         timer.start()
         try:
             line = self.process.stdout.readline()
+            code = None if line else self.process.wait()
         finally:
             timer.cancel()
         if not line:
-            raise BenchmarkError(f"{self.process.args!r} gave no answer within {limit_s:.0f} s:\n{log_tail(self.log)}")
+            why = f"gave no answer within {limit_s:g} s" if is_late.is_set() else f"ended with {code}"
+            raise BenchmarkError(f"{self.process.args!r} {why}:\n{log_tail(self.log)}")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -95,7 +95,7 @@ def test_given_a_driver_when_asked_then_it_answers_each_command(tmp_path: Path) 
 def test_given_a_driver_that_ends_when_asked_then_the_error_has_its_last_words(tmp_path: Path) -> None:
     with (
         Driver([sys.executable, "-c", ECHO], tmp_path / "log") as driver,
-        pytest.raises(BenchmarkError, match="the reason"),
+        pytest.raises(BenchmarkError, match=r"ended with 1:\n(.|\n)*the reason"),
     ):
         driver.ask(die=True)
 
