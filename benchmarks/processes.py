@@ -141,12 +141,19 @@ class Driver:
                 cwd=cwd,
                 start_new_session=True,
             )
-        self.versions: dict[str, str] = self._answer(START_LIMIT_S)["versions"]
+        try:
+            self.versions: dict[str, str] = self._answer(START_LIMIT_S)["versions"]
+        except BaseException:  # told to stop meanwhile: nobody else knows of the process yet
+            self._end()
+            raise
 
     def __enter__(self) -> Driver:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         stop(self.process)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
@@ -175,8 +182,9 @@ class Driver:
             self.process.kill()
 
         timer = threading.Timer(limit_s, give_up)
-        timer.start()
+        timer.daemon = True  # told to stop while it starts, nothing waits for it
         try:
+            timer.start()
             line = self.process.stdout.readline()
             code = None if line else self.process.wait()
         finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 from benchmarks.arrivals import arrival_times
 from benchmarks.environments import PEERS, pinned
 from benchmarks.figures import FIGURES
+from benchmarks.machine import ROOT
 from benchmarks.plan import FULL, QUICK
 from benchmarks.processes import BenchmarkError, Driver
 
@@ -107,6 +110,27 @@ def test_given_a_driver_that_hangs_when_asked_then_it_is_ended_in_time(tmp_path:
         pytest.raises(BenchmarkError, match="no answer"),
     ):
         driver.ask(limit_s=0.2, count=1)
+
+
+def test_given_a_suite_told_to_stop_while_a_driver_starts_when_it_ends_then_nothing_is_left(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    suite = f"""
+import signal, sys
+from pathlib import Path
+from benchmarks.processes import Driver
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+Driver([sys.executable, "-c", {hang!r}], Path({str(tmp_path / "log")!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", suite], cwd=ROOT) as process:
+        deadline_s = time.monotonic() + 30
+        while not (pid.exists() and pid.read_text()):
+            assert time.monotonic() < deadline_s
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 3
+    assert not Path(f"/proc/{pid.read_text()}").exists()
 
 
 def test_given_requirements_when_read_then_every_peer_is_pinned() -> None:
