@@ -18,19 +18,16 @@ from muai_producers.errors import (
     ModelNotFoundError,
     UnsupportedTaskError,
 )
+from muai_producers.token_estimates import input_tokens
 from muai_producers.wire import (
-    INPUT_FIELD,
     InferenceRequest,
-    input_chars,
     request_from_fields,
-    tool_chars,
     validate_inputs,
 )
 
 if TYPE_CHECKING:
     from muai_config import Settings
 
-CHARS_PER_TOKEN = 4
 _AS_SENT_BY_US = msgspec.json.Decoder(tuple[Any, InferenceRequest, Any])
 _DECODERS = {"application/json": msgspec.json.decode, "application/x-msgpack": msgspec.msgpack.decode}
 
@@ -131,9 +128,7 @@ class Resolver:
         return BatchKey(request.model, task, chain)
 
     def _tokens(self, request: InferenceRequest, key: BatchKey) -> int:
-        value = request.inputs[INPUT_FIELD[key.task]]
-        num_chars = len(value) if isinstance(value, str) else input_chars(request.inputs)
-        tokens = (num_chars + tool_chars(request.parameters)) // CHARS_PER_TOKEN + 1
+        tokens = input_tokens(request.inputs, request.parameters)
         limit = self._settings.models[key.model].max_input_tokens
         if limit is not None and tokens > limit:
             # The engine counts exactly, and refuses or cuts; to batching it is as long as the model takes.

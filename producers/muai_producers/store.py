@@ -21,8 +21,9 @@ import msgspec
 
 from muai_producers.errors import MuaiError, error_from_wire
 from muai_producers.store_scripts import ADMIT, ADMIT_ONCE, ANSWER, FINISH, MARK, RELEASE
+from muai_producers.token_estimates import request_tokens
 from muai_producers.vectors import unpack_embedding
-from muai_producers.wire import Batch, InferenceRequest, InferenceResult, input_chars
+from muai_producers.wire import Batch, InferenceRequest, InferenceResult
 
 META_PREFIX = "celery-task-meta-"
 PENDING, RECEIVED, BATCHED, STARTED, RETRY = "PENDING", "RECEIVED", "BATCHED", "STARTED", "RETRY"
@@ -163,12 +164,6 @@ def _now_iso() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def estimate_tokens(request: InferenceRequest) -> int:
-    """Tokens that a request will take, judged from its length: 4 characters each, plus what it may generate."""
-    generated = request.parameters.max_tokens or 0
-    return max(1, (input_chars(request.inputs) + 3) // 4) + generated
-
-
 def _counters(request: InferenceRequest, tokens: int) -> tuple[tuple[str, int], tuple[str, int], tuple[str, int]]:
     """What a request adds to: its tenant's requests and tokens, its model's requests."""
     return (f"t:{request.tenant}", 1), (f"k:{request.tenant}", tokens), (f"m:{request.model}", 1)
@@ -259,7 +254,7 @@ class Store:
         tally: dict[str, int] = {}
         entries: list[str] = []
         for request in requests:
-            tokens = estimate_tokens(request)
+            tokens = request_tokens(request)
             for counter, more in _counters(request, tokens):
                 tally[counter] = tally.get(counter, 0) + more
             entries += (request.id, _entry(request, tokens, now_s))
@@ -284,7 +279,7 @@ class Store:
             `[b"ok", id]` with the id of the first request of that key, `[b"conflict", id]` when that one had other
             content, or `[b"full", …]` as `admit`.
         """
-        tokens = estimate_tokens(request)
+        tokens = request_tokens(request)
         tenant, tenant_tokens, model = (counter for counter, _ in _counters(request, tokens))
         entry = _entry(request, tokens, int(time.time()))
         args: list[Any] = [*limits.as_args(), self.result_ttl_s, request.id, digest, entry]

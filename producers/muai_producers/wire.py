@@ -219,27 +219,6 @@ def _checked_messages(turns: Any) -> list[Any]:
     return plain
 
 
-def input_chars(inputs: Mapping[str, Any]) -> int:
-    """Characters of text in `inputs`: what a request's length is judged by before anything is tokenised."""
-    total = 0
-    for value in inputs.values():
-        if isinstance(value, str):
-            total += len(value)
-        elif isinstance(value, list):
-            total += sum(_turn_chars(turn) for turn in value if isinstance(turn, dict))
-    return total
-
-
-def _turn_chars(turn: Mapping[str, Any]) -> int:
-    calls = turn.get("tool_calls")
-    return len(str(turn.get("content") or "")) + (len(str(calls)) if calls else 0)
-
-
-def tool_chars(parameters: Parameters) -> int:
-    """Characters by which the tools lengthen the prompt, about."""
-    return len(msgspec.json.encode(parameters.tools)) if parameters.tools else 0
-
-
 def request_from_fields(fields: Mapping[str, Any], *, request_id: str, now_s: float | None = None) -> InferenceRequest:
     """Build a request from the keyword arguments of a `muai.infer` message.
 

@@ -19,12 +19,12 @@ from tests.requests import a_request
 
 from muai_batching.collector import Collector
 from muai_batching.dispatch import Handle, Passing, Sent
-from muai_batching.intake import CHARS_PER_TOKEN
 from muai_config import build_settings
 from muai_producers.conversations import Asked, Told, conversation_of
 from muai_producers.fleet import BatchDone, FleetView, WorkerRecord
 from muai_producers.messages import request_message
 from muai_producers.store import Answer
+from muai_producers.token_estimates import BYTES_PER_TOKEN, text_tokens
 from muai_producers.wire import Batch, InferenceRequest
 
 MAX_BATCH_SIZE = 4
@@ -215,7 +215,7 @@ class Delivery(RuleBasedStateMachine):
         for _ in range(copies):
             request_id = f"r{len(self.accepted)}"
             deadline = None if deadline_s is None else self.world.wall_s + deadline_s
-            text = "x" * (CHARS_PER_TOKEN * (tokens - 1) + 1)
+            text = "x" * (BYTES_PER_TOKEN * (tokens - 1) + 1)
             fields = {"model": model, "tenant": tenant, "priority": priority, "deadline": deadline}
             request = a_request(request_id, text=text, conversation_id=conversation, **fields)
             request = msgspec.structs.replace(request, submitted_at=self.world.wall_s + len(self.accepted) / 1000)
@@ -305,7 +305,7 @@ class Delivery(RuleBasedStateMachine):
     def no_cap_is_exceeded(self) -> None:
         for batch in self.world.batches:
             assert 0 < len(batch.requests) <= MAX_BATCH_SIZE
-            longest = max(len(request.inputs["text"]) // CHARS_PER_TOKEN + 1 for request in batch.requests)
+            longest = max(text_tokens(request.inputs["text"]) for request in batch.requests)
             assert longest * len(batch.requests) <= MAX_BATCH_TOKENS
         self.world.batches.clear()
 

@@ -15,7 +15,7 @@ from muai_producers.errors import (
     UnsupportedParameterError,
     error_from_wire,
 )
-from muai_producers.wire import InferenceRequest, Parameters, input_chars, request_from_fields, validate_inputs
+from muai_producers.wire import InferenceRequest, Parameters, request_from_fields, validate_inputs
 from muai_workers.engines.parameters import check_tools, refuse_constraints, template_tools, template_turns
 
 WEATHER = {
@@ -132,9 +132,3 @@ def test_templates_get_a_content_always_and_arguments_as_objects() -> None:
     turns = template_turns(request([{"role": "assistant", "tool_calls": [CALL, broken]}]))
     assert turns[0]["content"] == ""
     assert [call["function"]["arguments"] for call in turns[0]["tool_calls"]] == [{"city": "Bonn"}, "{city"]
-
-
-def test_calls_count_as_text_of_the_conversation() -> None:
-    plain = request([{"role": "user", "content": "x"}])
-    calling = request([{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [CALL]}])
-    assert input_chars(calling.inputs) > input_chars(plain.inputs) + len(CALL["function"]["arguments"])  # type: ignore[index]

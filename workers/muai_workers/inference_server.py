@@ -21,6 +21,7 @@ from muai_batching.collector import policy_from
 from muai_batching.fair_queue import Waiting
 from muai_producers.errors import MuaiError, QueueFullError
 from muai_producers.gateway.health import Health, Readiness
+from muai_producers.token_estimates import input_tokens
 from muai_producers.wire import InferenceRequest, InferenceResult, Parameters
 from muai_workers.model_manager import build_request, find_model
 from muai_workers.optimization_manager import OptimizationManager
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from muai_config import Settings
 
 log = logging.getLogger(__name__)
-CHARS_PER_TOKEN = 4
 ONE_BATCH = Room(idle=1, ahead=1)
 
 
@@ -130,7 +130,6 @@ class InferenceServer:
         spec = find_model(self._settings, model_name)
         request = build_request(spec, inputs, parameters, task)
         key = BatchKey(spec.name, request.task or spec.task, self._settings.chain(spec))
-        num_chars = sum(len(str(value)) for value in request.inputs.values())
         future: Future[InferenceResult] = Future()
         with self._changed:
             if not self._accepting:
@@ -142,7 +141,8 @@ class InferenceServer:
                     {"limit": "queue_capacity", "allowed": capacity, "in_flight": in_flight, "retry_after_s": 1.0},
                 )
             self._pending[request.id] = future
-            self._assembler.add(key, Waiting(request, max(1, num_chars // CHARS_PER_TOKEN), time.monotonic()))
+            tokens = input_tokens(request.inputs, request.parameters)
+            self._assembler.add(key, Waiting(request, tokens, time.monotonic()))
             self._changed.notify_all()
         return future
 
