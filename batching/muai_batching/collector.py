@@ -34,6 +34,7 @@ from muai_batching.fair_queue import Waiting
 from muai_batching.intake import Resolver, read_request
 from muai_batching.latency import LatencyFits
 from muai_batching.observing import CollectorMetrics
+from muai_batching.occupancy import Occupancy
 from muai_batching.refusing import Refusals
 from muai_batching.routing import NextAttempt, route
 from muai_batching.shards import Sharding
@@ -124,7 +125,7 @@ class Collector:
         self._metrics = CollectorMetrics(recorder, settings.models)
         self.assembler = Assembler(policy_from(settings))
         self.conversing = Conversing(settings, turns or Conversations(store), self.assembler, self._metrics)
-        self.fleet = FleetView()
+        self._occupancy = Occupancy()
         self._arrived: Counter[tuple[str, str]] = Counter()
         """Of each model and task, since the last tick."""
         self._store = store
@@ -136,7 +137,6 @@ class Collector:
         self._wall_s = wall_s
         system = "redis" if settings.queue.broker_is_redis else "rabbitmq"
         self._tracing = CollectorTracing(tracer, system=system, wall_s=wall_s)
-        self._outstanding: dict[str, int] = {}
         self.latency = LatencyFits()
         self.sharding = Sharding(settings.queue.collector_shards)
         self._refusals = Refusals(store, dispatcher, self._metrics, self._tracing, self.statistics, wall_s)
@@ -199,8 +199,7 @@ class Collector:
 
     def on_fleet(self, view: FleetView) -> None:
         """A new picture of the fleet."""
-        self.fleet = view
-        self._outstanding = dict(view.outstanding)
+        self._occupancy.on_fleet(view)
         self._routes.clear()
         self.conversing.on_fleet(view)
 
@@ -227,7 +226,7 @@ class Collector:
 
     def on_batch_done(self, done: BatchDone) -> None:
         """A batch has finished."""
-        self._outstanding[done.engine] = done.outstanding
+        self._occupancy.on_batch_done(done, self._monotonic_s())
         if done.size:
             self.latency.add(done.engine, done.model, done.size, done.took_s)
 
@@ -251,8 +250,10 @@ class Collector:
             return RETRY_S
         if more:
             return 0.0
-        timeout_s = self.assembler.next_timeout_s()
-        return None if timeout_s is None else max(0.001, timeout_s - self._monotonic_s())
+        now_s = self._monotonic_s()
+        timeouts = (self.assembler.next_timeout_s(), self._occupancy.next_room_s(now_s))
+        timeout_s = min((one for one in timeouts if one is not None), default=None)
+        return None if timeout_s is None else max(0.001, timeout_s - now_s)
 
     def sweep(self) -> None:
         """Answer what has expired or was revoked while it waited. Call about once a second."""
@@ -325,7 +326,7 @@ class Collector:
             if formed.items:
                 batch = self._batch(formed)
                 due.append((batch, formed))
-                self._count(batch, 1)
+                self._sending(batch, now_s)
         # What was lost leaves its slots free: others take its place at once.
         has_lost = bool(due) and self._send(due)
         return len(due) >= MAX_BATCHES_PER_TICK or has_lost
@@ -339,14 +340,14 @@ class Collector:
             # Whether the broker has them is not known: keep them, and leave it to the fences and to the refusal of
             # second results should they go twice.
             for batch, formed in due:
-                self._count(batch, -1)
+                self._not_sent(batch)
                 self._put_back(formed, frozenset())
             raise
         for (batch, formed), outcome in zip(due, sent, strict=True):
             if outcome.lost or outcome.error is not None:
                 reason = outcome.error or f"{len(outcome.lost)} of its requests went to another collector"
                 log.warning("a batch was not sent: %s", reason)
-                self._count(batch, -1)
+                self._not_sent(batch)
                 self._put_back(formed, outcome.lost)
                 if outcome.error is not None:
                     self.conversing.refused(batch.queue)
@@ -354,17 +355,23 @@ class Collector:
             self._tracing.sent(batch)
             self.conversing.sent(formed.key, batch.queue, len(formed.items))
             if outcome.outstanding is not None:
-                self._outstanding[batch.engine] = outcome.outstanding
+                self._occupancy.sent(batch.engine, outcome.outstanding)
             self._metrics.sent(formed, self.assembler.policy)
         has_lost = any(outcome.lost for outcome in sent)
         if has_lost:
             self._let_go_of_lost()
         return has_lost
 
-    def _count(self, batch: Batch, change: int) -> None:
-        """A batch is on its way to its engine; with -1, it is not after all."""
-        self._outstanding[batch.engine] = self._outstanding.get(batch.engine, 0) + change
-        self.conversing.sending(batch.queue, change)
+    def _sending(self, batch: Batch, now_s: float) -> None:
+        """A batch is on its way to its engine."""
+        expected_s = self.latency.of(batch.engine, batch.model).predict_s(len(batch.requests))
+        self._occupancy.sending(batch.engine, expected_s, now_s)
+        self.conversing.sending(batch.queue, 1)
+
+    def _not_sent(self, batch: Batch) -> None:
+        """It is not after all."""
+        self._occupancy.not_sent(batch.engine)
+        self.conversing.sending(batch.queue, -1)
 
     def _let_go_of_lost(self) -> None:
         """Forget what others have now. A collector that was given up has lost all that it held, not one batch of it."""
@@ -410,13 +417,13 @@ class Collector:
     def _way(self, key: BatchKey) -> tuple[NextAttempt, str]:
         """The attempt that a batch leaves for now, and the own queue that it goes to; '' for its engine's."""
         way = self._route(key)
-        if key.queue and self.conversing.way(key, self._idle(way.engine), may_wait=False) == "pinned":
+        if key.queue and self.conversing.way(key, self._occupancy.idle(way.engine), may_wait=False) == "pinned":
             return self.conversing.attempt(key), key.queue
         return way, ""
 
     def _route(self, key: BatchKey) -> NextAttempt:
         if key not in self._routes:
-            self._routes[key] = route(key.chain, key.model, self.fleet)
+            self._routes[key] = route(key.chain, key.model, self._occupancy.fleet)
         return self._routes[key]
 
     def _room(self, key: BatchKey) -> Room | None:
@@ -425,20 +432,17 @@ class Collector:
             return None
         if key.queue and (room := self._room_of_pinned(key, engine)) is not None:
             return room
-        ahead = self.fleet.capacity(engine) - self._outstanding.get(engine, 0)
-        return NO_ROOM if ahead <= 0 else self._sized(Room(max(0, self._idle(engine)), ahead), engine, key)
+        room = self._occupancy.room(engine, self._monotonic_s())
+        return room if room is NO_ROOM else self._sized(room, engine, key)
 
     def _room_of_pinned(self, key: BatchKey, engine: str) -> Room | None:
         """What the worker can take whose conversations these are; None where they may go to any of `engine`."""
-        way = self.conversing.way(key, self._idle(engine))
+        way = self.conversing.way(key, self._occupancy.idle(engine))
         if way == "pinned":
             pinned_engine = self.conversing.attempt(key).engine
             assert pinned_engine is not None
             return self._sized(self.conversing.room(key), pinned_engine, key)
         return NO_ROOM if way == "wait" else None
-
-    def _idle(self, engine: str | None) -> int:
-        return 0 if engine is None else self.fleet.slots(engine) - self._outstanding.get(engine, 0)
 
     def _sized(self, room: Room, engine: str, key: BatchKey) -> Room:
         """With how large a batch may be there, and how far to look for its members."""
@@ -448,14 +452,14 @@ class Collector:
             max_size = fit.largest_size(policy.latency_target_s, max_size)
         lookahead = None
         if fit.num_samples:
-            batch_s = fit.predict_s(policy.size_limit) / self.fleet.slots(engine)
+            batch_s = fit.predict_s(policy.size_limit) / self._occupancy.fleet.slots(engine)
             lookahead = worthwhile_lookahead(batch_s, policy)
         return Room(room.idle, room.ahead, max_size, lookahead)
 
     def _mark_batched(self, batches: Iterable[Batch]) -> None:
         """Show BATCHED for what will wait at a worker; what runs at once goes straight on to STARTED."""
         for batch in batches:
-            waits = self._outstanding.get(batch.engine, 0) > self.fleet.slots(batch.engine)
+            waits = self._occupancy.idle(batch.engine) < 0
             fit = self.latency.of(batch.engine, batch.model)
             if waits and (not fit.num_samples or fit.predict_s(len(batch.requests)) >= SHOWN_FROM_S):
                 info = {"batch_id": batch.id, "engine": batch.engine, "batch_size": len(batch.requests)}

@@ -16,8 +16,8 @@ BYTES_PER_TOKEN = 4
 """Of what is no prose: a rule of thumb for byte-pair vocabularies, and on the safe side for ideographs."""
 TOKENS_PER_THREE_WORDS = 4
 """Of prose. A tokenizer takes most words whole, however long they are, so counted words tell more than counted
-characters: of 5,100 sentences of 5 to 60 English words, batches of 256 that are alike in the latter cost MiniLM 1.6 % of
-padding in passes of 17 rows, alike in the former 1.1 % in passes of 19."""
+characters: of 5,100 sentences of 5 to 60 English words, batches of 256 that are alike in the latter cost MiniLM 1.6 %
+of padding in passes of 17 rows, alike in the former 1.1 % in passes of 19."""
 FEWEST_WORDS = 4
 """That make prose; and the bytes of its mean word, the space included, are within these bounds."""
 SHORTEST_WORD_BYTES = 3

@@ -251,13 +251,13 @@ class Delivery(RuleBasedStateMachine):
         self._show_fleet(self.collector)
         self.collector.tick()
 
-    @rule(engine=st.sampled_from(["onnx", "pytorch"]))
-    def batch_ends(self, engine: str) -> None:
+    @rule(engine=st.sampled_from(["onnx", "pytorch"]), took_s=st.sampled_from([0.01, 1.0, 20.0]))
+    def batch_ends(self, engine: str, took_s: float) -> None:
         running = self.world.outstanding[engine]
         if running:
             batch = running.pop(0)
             self.world.end(batch)
-            self.collector.on_batch_done(BatchDone(engine, len(running), 0.01, len(batch.requests), batch.model))
+            self.collector.on_batch_done(BatchDone(engine, len(running), took_s, len(batch.requests), batch.model))
         self.collector.tick()
 
     @rule(down=st.booleans())
