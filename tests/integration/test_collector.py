@@ -137,6 +137,35 @@ def test_given_every_slot_busy_then_requests_wait_and_one_full_batch_leaves_when
     assert [len(batch.requests) for batch in bench.broker.sent] == [32]
 
 
+def test_given_a_long_batch_running_then_the_next_is_chosen_when_half_of_it_is_over(bench: Bench) -> None:
+    bench.fleet("onnx")
+    for _ in range(3):
+        bench.collector.on_batch_done(BatchDone("onnx", 0, took_s=10.0, size=32, model="m"))
+    for number in range(64):
+        bench.receive(f"early-{number}")
+    bench.collector.tick()
+    assert [len(batch.requests) for batch in bench.broker.sent] == [32]
+    for number in range(32):
+        bench.receive(f"urgent-{number}", priority=9)
+    bench.now_s += 4.5
+    assert bench.collector.tick() == pytest.approx(0.5)
+    assert len(bench.broker.sent) == 1
+    bench.now_s += 0.5
+    bench.collector.tick()
+    assert set(batch_ids(bench.broker.sent[1])) == {f"urgent-{number}" for number in range(32)}
+
+
+def test_given_a_long_batch_that_ends_early_then_the_next_leaves_at_once(bench: Bench) -> None:
+    bench.fleet("onnx")
+    bench.collector.on_batch_done(BatchDone("onnx", 0, took_s=10.0, size=32, model="m"))
+    for number in range(64):
+        bench.receive(f"r{number}")
+    bench.collector.tick()
+    bench.collector.on_batch_done(BatchDone("onnx", 0, took_s=0.1, size=32, model="m"))
+    bench.collector.tick()
+    assert [len(batch.requests) for batch in bench.broker.sent] == [32, 32]
+
+
 def test_given_no_worker_for_any_engine_then_requests_are_held_until_one_comes(bench: Bench) -> None:
     bench.receive("r")
     bench.collector.tick()
