@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -272,6 +273,9 @@ class InferenceClient:
                     ids = arrived.get(timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
                 except queue.Empty:
                     raise still_open(remaining, timeout_s) from None
+                with contextlib.suppress(queue.Empty):
+                    while True:  # what has finished since is fetched in the same round trip
+                        ids = ids + arrived.get_nowait()
         finally:
             stop_watching()
 
