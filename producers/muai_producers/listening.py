@@ -19,7 +19,7 @@ from muai_producers.store import META_PREFIX, TERMINAL, Store
 
 log = logging.getLogger(__name__)
 RECHECK_S = 2.0
-BUSY_RECHECK_S = 10.0
+BUSY_RECHECK_S = 30.0
 RECHECK_CHUNK = 1000
 
 

@@ -16,6 +16,7 @@ from muai_producers import InferenceClient
 from muai_producers.errors import DeadlineExceededError, RequestCancelledError
 from muai_producers.store import Store
 from muai_producers.wire import Batch, InferenceRequest, Parameters
+from muai_workers.aborting import AbortWatch
 from muai_workers.engines.base import Completion, Piece
 from muai_workers.engines.fake import FakeEngine, FakeOptions
 from muai_workers.execution import BatchRunner, WorkerIdentity
@@ -175,3 +176,23 @@ def test_given_pytorch_when_a_running_request_is_cancelled_then_it_stops_and_its
         assert client.status("long").state == "REVOKED"
     runner.close()
     engine.close()
+
+
+def test_given_a_batch_that_runs_on_then_what_is_answered_of_it_is_neither_stopped_nor_expired(
+    settings: Settings, client: InferenceClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muai_workers.aborting.RECHECK_S", 0.0)
+    stopped: list[str] = []
+    expired: list[InferenceRequest] = []
+    now_s = 1000.0
+    watch = AbortWatch(store, stopped.extend, expired.append, wall_s=lambda: now_s)
+    with watch.watching([a_request("first", deadline=1001.0), a_request("second"), a_request("third")]) as watched:
+        watched.answer("first")
+        assert client.cancel("first")  # a terminal state, as its result is
+        now_s = 1002.0
+        for request_id in ("second", "third"):
+            assert client.cancel(request_id)
+            assert wait_until(lambda request_id=request_id: request_id in stopped, 10.0)  # type: ignore[misc]
+    watch.close()
+    assert "first" not in stopped
+    assert expired == []

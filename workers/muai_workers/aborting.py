@@ -30,6 +30,12 @@ class Watched:
         self.running = {request.id: request for request in requests}
         self.gone: set[str] = set()
 
+        self.answered: set[str] = set()
+
+    def answer(self, request_id: str) -> None:
+        """The engine is done with the request while others of its run go on: nothing of it is left to stop."""
+        self.answered.add(request_id)
+
     def is_gone(self, request_id: str) -> bool:
         """Whether the request has its end already: nothing more is to be done for it."""
         return request_id in self.gone
@@ -117,7 +123,7 @@ class AbortWatch:
                 (watched, request)
                 for watched in self._watched
                 for request in watched.running.values()
-                if request.id not in watched.gone
+                if request.id not in watched.gone and request.id not in watched.answered
             ]
 
     def _drop(self, request_ids: Collection[str]) -> None:

@@ -328,6 +328,7 @@ class BatchRunner:
             return
         if not isinstance(completion.error, EngineError):
             streams.finish(request.id)
+            watched.answer(request.id)
         if completion.output is not None:
             result = run.result(request, completion.output, self._wall_s())
             run.served.append((request, result))
