@@ -14,7 +14,9 @@ from operator import attrgetter
 
 from muai_batching.fair_queue import FairQueue, Waiting
 
-CREDIT_BATCHES = 2
+CREDIT_BATCHES = 4
+"""By how much a tenant that asked for nothing lately is let ahead. Half of it makes up for what it finds under way and
+would not find alone: the batch that runs, and the one behind it."""
 HELD = "held"
 """In place of a queue in a batch key: its requests belong to no batch for the present."""
 

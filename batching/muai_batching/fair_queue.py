@@ -3,7 +3,7 @@
 Between tenants it is start-time fair queueing (Goyal, Vin and Cheng, 1996), by tokens: a tenant's next request gets
 a virtual start time, the later of the queue's virtual time and the finish of the tenant's last one; lowest start
 first. A tenant that floods the queue moves its own later requests back, nobody else's. What a tenant left unused lately
-it may catch up on, up to a credit of two batches: a short burst is not made to share with a flood.
+it may catch up on, up to a credit of some batches: a short burst is not made to share with a flood.
 
 Within a tenant, a request ranks as if it had arrived earlier by `ageing_s` for each step of its priority. So a
 request of the lowest priority is overtaken only by those of the highest that arrive within nine steps after it: that

@@ -34,7 +34,7 @@ def test_given_one_tenant_floods_then_another_is_served_every_second_time(flood:
 
 
 @MANY
-@given(served_before=st.integers(0, 300), burst=st.integers(1, 200), credit=st.integers(0, 64))
+@given(served_before=st.integers(0, 300), burst=st.integers(1, 200), credit=st.integers(0, 160))
 def test_given_a_tenant_that_asked_for_nothing_then_it_is_let_ahead_by_its_credit_and_no_more(
     served_before: int, burst: int, credit: int
 ) -> None:
