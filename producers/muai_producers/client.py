@@ -275,7 +275,7 @@ class InferenceClient:
                     raise still_open(remaining, timeout_s) from None
                 with contextlib.suppress(queue.Empty):
                     while True:  # what has finished since is fetched in the same round trip
-                        ids = ids + arrived.get_nowait()
+                        ids += arrived.get_nowait()
         finally:
             stop_watching()
 

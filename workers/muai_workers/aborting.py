@@ -29,7 +29,6 @@ class Watched:
     def __init__(self, requests: Sequence[InferenceRequest]) -> None:
         self.running = {request.id: request for request in requests}
         self.gone: set[str] = set()
-
         self.answered: set[str] = set()
 
     def answer(self, request_id: str) -> None:
