@@ -90,4 +90,4 @@ def serve(app: Celery, settings: Settings, *, name: str, queues: Sequence[str], 
     warnings.filterwarnings("ignore", category=SecurityWarning)
     argv = ["--quiet", "worker", "--pool", pool, "--queues", ",".join(queues)]
     argv += ["--hostname", f"{name}@{socket.gethostname()}", "--loglevel", log_level]
-    app.worker_main([*argv, "--without-gossip", "--without-mingle", "--task-events"])
+    app.worker_main([*argv, "--without-gossip", "--without-mingle"])

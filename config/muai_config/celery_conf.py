@@ -180,8 +180,8 @@ def _worker(settings: Settings, role: Role, engine: EngineName | None) -> dict[s
         "worker_hijack_root_logger": False,
         "worker_enable_remote_control": True,
         "worker_soft_shutdown_timeout": float(settings.monitoring.server.graceful_shutdown_timeout),
-        # The collector's tasks are single requests: an event for each would cost more than the batching.
-        "worker_send_task_events": role != "collector",
+        # Whoever looks at events asks for them, as Flower does; a tenth of a worker's time would go into them.
+        "worker_send_task_events": False,
     }
     return conf | _reservation(settings, role, engine)
 

@@ -157,15 +157,20 @@ class InferenceClient:
             QueueFullError: `details["accepted"]` has the ids that were accepted before capacity ran out.
             others: as `submit`; a request that is invalid by itself refuses the whole call before anything is sent.
         """
+        return self._send(self._build_all(requests))
+
+    def _send(self, built: Sequence[InferenceRequest]) -> list[str]:
+        return self.submitter().submit(built, self.limits) if built else []
+
+    def _build_all(self, requests: Iterable[Mapping[str, Any] | InferenceRequest]) -> list[InferenceRequest]:
         if self._look is not None:
             self._look.look_now_and_then()
         now_s = time.time()
         trace = current_trace()
-        built = [
+        return [
             request if isinstance(request, InferenceRequest) else self._build(request, now_s, trace)
             for request in requests
         ]
-        return self.submitter().submit(built, self.limits) if built else []
 
     def _build(self, options: Mapping[str, Any], now_s: float, trace: Trace) -> InferenceRequest:
         fields = dict(options)
@@ -209,8 +214,8 @@ class InferenceClient:
         Returns:
             call it to stop.
         """
-        own = [request_id for request_id in request_ids if request_id.endswith(self._client_id)]
-        foreign = [request_id for request_id in request_ids if not request_id.endswith(self._client_id)]
+        own = [request_id for request_id in request_ids if self._is_own(request_id)]
+        foreign = [request_id for request_id in request_ids if not self._is_own(request_id)]
         watches = [self._listener.watch(ids, on_done, own=ids is own) for ids in (own, foreign) if ids]
 
         def close() -> None:
@@ -218,6 +223,9 @@ class InferenceClient:
                 watch.close()
 
         return close
+
+    def _is_own(self, request_id: str) -> bool:
+        return request_id.endswith(self._client_id)
 
     def submitter(self) -> Submitter:
         """What publishes this client's requests: one atomic script where broker and state store are one Redis."""
@@ -242,11 +250,7 @@ class InferenceClient:
             ResultTimeoutError: not finished in time; the request goes on.
             MuaiError: what the request ended with.
         """
-        for _, outcome in self.results([request_id], timeout_s):
-            if isinstance(outcome, errors.MuaiError):
-                raise outcome
-            return outcome
-        raise AssertionError("unreachable: results() yields or raises")
+        return _result_of(self.results([request_id], timeout_s))
 
     def results(
         self, request_ids: Iterable[str], timeout_s: float | None = None
@@ -256,28 +260,37 @@ class InferenceClient:
         Raises:
             ResultTimeoutError: `timeout_s` has passed since the first call; `details["open"]` has the ids left.
         """
+        called_s = time.monotonic()
         remaining = dict.fromkeys(request_ids)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        if not (self._listener.is_listening and all(map(self._is_own, remaining))):
+            # To begin to listen costs more than a look, which may be all that it takes.
+            yield from self.finished(list(remaining), remaining)
         arrived: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
-        yield from self.finished(list(remaining), remaining)
-        if not remaining:
-            return
+        arrived.put(list(remaining))  # what has finished before it is listened for
         stop_watching = self.watch(list(remaining), arrived.put)
         try:
-            ids = list(remaining)  # what finished between the first look and the subscription
-            while True:
-                yield from self.finished(ids, remaining)
-                if not remaining:
-                    return
-                try:
-                    ids = arrived.get(timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
-                except queue.Empty:
-                    raise still_open(remaining, timeout_s) from None
-                with contextlib.suppress(queue.Empty):
-                    while True:  # what has finished since is fetched in the same round trip
-                        ids += arrived.get_nowait()
+            yield from self._arriving(arrived, remaining, timeout_s, called_s)
         finally:
             stop_watching()
+
+    def _arriving(
+        self,
+        arrived: queue.SimpleQueue[list[str]],
+        remaining: dict[str, None],
+        timeout_s: float | None,
+        called_s: float,
+    ) -> Iterator[tuple[str, InferenceResult | errors.MuaiError]]:
+        """Yield what is named in `arrived`, until nothing remains."""
+        deadline_s = None if timeout_s is None else called_s + timeout_s
+        while remaining:
+            try:
+                ids = arrived.get(timeout=None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+            except queue.Empty:
+                raise still_open(remaining, timeout_s) from None
+            with contextlib.suppress(queue.Empty):
+                while True:  # what has finished since is fetched in the same round trip
+                    ids += arrived.get_nowait()
+            yield from self.finished(ids, remaining)
 
     def finished(
         self, ids: Sequence[str], remaining: dict[str, None]
@@ -328,14 +341,26 @@ class InferenceClient:
         return Follower(self._streams, request_id, after, wake)
 
     def _states(self, ids: Sequence[str]) -> list[StoredState | None]:
+        carried = [self._listener.take_carried(request_id) for request_id in ids]
+        unknown = [request_id for request_id, state in zip(ids, carried, strict=True) if state is None]
         try:
-            return self.store.states(ids)
+            fetched = iter(self.store.states(unknown))
         except redis.RedisError as error:
             raise errors.BrokerError(f"the state store does not answer: {error}") from error
+        return [next(fetched) if state is None else state for state in carried]
 
     def infer(self, model: str, inputs: Inputs, *, timeout_s: float | None = None, **options: Any) -> InferenceResult:
         """`submit` and `result` in one call. The reply is listened for before the request is sent."""
-        return self.result(self.submit(model, inputs, **options), timeout_s)
+        [request] = self._build_all([{"model": model, "inputs": inputs, **options}])
+        arrived: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        stop_watching = self.watch([request.id], arrived.put)
+        try:
+            [accepted] = self._send([request])
+            if accepted != request.id:  # an idempotency key that was used before
+                return self.result(accepted, timeout_s)
+            return _result_of(self._arriving(arrived, {accepted: None}, timeout_s, time.monotonic()))
+        finally:
+            stop_watching()
 
     def cancel(self, request_id: str) -> bool:
         """Cancel a request that is not finished: it ends as REVOKED, and no later result replaces that.
@@ -348,6 +373,13 @@ class InferenceClient:
         return self.store.answer(
             [failure_answer(request_id, error, self._reply_channel, state=REVOKED, tenant=tenant)]
         )[0]
+
+
+def _result_of(outcomes: Iterator[tuple[str, InferenceResult | errors.MuaiError]]) -> InferenceResult:
+    _, outcome = next(outcomes)
+    if isinstance(outcome, errors.MuaiError):
+        raise outcome
+    return outcome
 
 
 def still_open(request_ids: Iterable[str], timeout_s: float | None) -> errors.ResultTimeoutError:

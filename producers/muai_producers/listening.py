@@ -1,8 +1,8 @@
 """Hearing of finished requests: one thread and one subscription per client, however many requests wait.
 
-Notifications only say where to look; the state store says what is true. So a lost notification delays a result by
-at most `RECHECK_S`, and never loses it; by `BUSY_RECHECK_S` while others arrive, which shows that the subscription
-lives: to look at all that is open is costly where much is.
+Notifications say where to look, and those of few small answers carry them; the state store says what is true. So a
+lost notification delays a result by at most `RECHECK_S`, and never loses it; by `BUSY_RECHECK_S` while others arrive,
+which shows that the subscription lives: to look at all that is open is costly where much is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from typing import Any
 
 import redis
 
-from muai_producers.store import META_PREFIX, TERMINAL, Store
+from muai_producers.store import META_PREFIX, TERMINAL, Store, StoredState, read_state
 
 log = logging.getLogger(__name__)
 RECHECK_S = 2.0
 BUSY_RECHECK_S = 30.0
 RECHECK_CHUNK = 1000
+MAX_CARRIED = 1000
+"""States kept that nobody has taken yet."""
+CONFIRMED_S = 5.0
+"""Longest wait for Redis to say that a subscription stands."""
 
 
 class Watch:
@@ -57,6 +61,7 @@ class ResultListener:
         self._watches: dict[str, list[Watch]] = {}
         self._pubsub: Any = None
         self._foreign: set[str] = set()
+        self._carried: dict[str, StoredState] = {}
         self._closed = threading.Event()
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
@@ -78,6 +83,15 @@ class ResultListener:
                 if self._pubsub is not None and channels:
                     self._pubsub.subscribe(*channels)
         return watch
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the subscription stands, so that to watch what names this channel costs nothing."""
+        return self._ready.is_set() and not self._closed.is_set()
+
+    def take_carried(self, request_id: str) -> StoredState | None:
+        """The terminal state that a request's notice carried, once."""
+        return self._carried.pop(request_id, None)
 
     def unwatch(self, watch: Watch) -> None:
         """Forget what is still open in `watch`."""
@@ -123,6 +137,8 @@ class ResultListener:
         with self._lock:
             pubsub.subscribe(self._channel, *self._foreign)
             self._pubsub = pubsub
+        # What is sent once this has returned finds its answer's notice heard.
+        pubsub.get_message(timeout=CONFIRMED_S)
 
     def _receive(self) -> None:
         rechecked_s = heard_s = time.monotonic()
@@ -139,12 +155,22 @@ class ResultListener:
     def _heard(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
         if channel == self._channel:
-            self._done(message["data"].decode().split("\n"))
+            self._done([self._read(line) for line in message["data"].split(b"\n")])
         elif (
             message["data"][:13] in (b'{"status":"SU', b'{"status":"FA')
             or message["data"][:18] == b'{"status":"REVOKED'
         ):
             self._done([channel.removeprefix(META_PREFIX)])
+
+    def _read(self, line: bytes) -> str:
+        """The id in a notice's line; what it carries is kept, where somebody waits for it."""
+        name, _, meta = line.partition(b" ")
+        request_id = name.decode()
+        if meta and request_id in self._watches:
+            while len(self._carried) >= MAX_CARRIED:  # whoever waited has gone
+                self._carried.pop(next(iter(self._carried)), None)
+            self._carried[request_id] = read_state(meta)
+        return request_id
 
     def _recheck(self) -> None:
         with self._lock:

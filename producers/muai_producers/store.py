@@ -208,6 +208,11 @@ def _terminal(state: str, result: Any, request_id: str, reply_to: str | None, te
     return Answer(request_id, msgspec.json.encode(meta), reply_to or "")
 
 
+def read_state(meta: bytes) -> StoredState:
+    """A state as it is stored."""
+    return _STATE.decode(meta)
+
+
 def outcome_of(state: StoredState) -> InferenceResult | MuaiError:
     """The result or error of a terminal state; an embedding is always numbers."""
     if state.status == SUCCESS:

@@ -160,11 +160,19 @@ return {'ok', ARGV[6]}
 """
 )
 
+CARRIED_ANSWERS = 4
+CARRIED_BYTES = 2000
+"""Notices carry at most this much, for Redis keeps them in memory until their reader has taken them, and cuts off one
+that lets 32 MB pile up."""
+
 # KEYS: inflight, load, stats, revoked channel, webhooks, webhooks due, recent. ARGV: ttl_s, then three per request: id,
 # encoded meta, reply channel ('' for none). Whoever waits for one request with Celery's AsyncResult is subscribed to
 # its key; nobody else is told of it. Workers are told of what was cancelled, for they may be running it.
+# A notice has a line for each request: its id and, where few small answers are written at once, a blank and the meta,
+# so that whoever waits need not fetch it.
 ANSWER = (
-    _IS_TERMINAL
+    f"local CARRIED_ANSWERS, CARRIED_BYTES = {CARRIED_ANSWERS}, {CARRIED_BYTES}\n"
+    + _IS_TERMINAL
     + _RELEASE
     + _REMEMBER
     + """
@@ -174,7 +182,7 @@ for i = 2, #ARGV, 3 do
   keys[#keys + 1] = 'celery-task-meta-' .. ARGV[i]
 end
 local metas, written, done, refused, by_channel, revoked = states_of(ids), {}, {}, 0, {}, {}
-local seen = {}
+local seen, are_few = {}, #ids <= CARRIED_ANSWERS
 for i, id in ipairs(ids) do
   if seen[id] or is_terminal(metas[i]) then
     refused = refused + 1
@@ -187,8 +195,10 @@ for i, id in ipairs(ids) do
     if string.sub(ARGV[3 * i], 12, 14) == 'REV' then revoked[#revoked + 1] = id end
     local channel = ARGV[3 * i + 1]
     if channel ~= '' then
+      local line = id
+      if are_few and #ARGV[3 * i] <= CARRIED_BYTES then line = id .. ' ' .. ARGV[3 * i] end
       local told = by_channel[channel]
-      if told then told[#told + 1] = id else by_channel[channel] = {id} end
+      if told then told[#told + 1] = line else by_channel[channel] = {line} end
     end
   end
 end

@@ -71,3 +71,37 @@ def test_given_an_open_request_then_it_is_looked_at_though_nobody_tells_of_it(
     first, second, third = states.looked_s[:3]
     assert third - second >= apart_s
     assert second - first >= apart_s
+
+
+def test_given_a_notice_that_carries_an_answer_then_it_is_kept_once_for_whoever_waits() -> None:
+    listener = ResultListener(Client(None), States(), CHANNEL)  # type: ignore[arg-type]
+    told: list[list[str]] = []
+    watch = listener.watch(["a"], told.append)
+    try:
+        listener._heard(notice(b'a {"status":"SUCCESS","result":{"x":1}}\nb {"status":"SUCCESS"}'))
+        assert told == [["a"]]
+        state = listener.take_carried("a")
+        assert state is not None
+        assert (state.status, bytes(state.result)) == ("SUCCESS", b'{"x":1}')
+        assert listener.take_carried("a") is None
+        assert listener.take_carried("b") is None  # nobody waits for it
+    finally:
+        watch.close()
+        listener.close()
+
+
+def test_given_answers_that_nobody_takes_then_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "MAX_CARRIED", 2)
+    listener = ResultListener(Client(None), States(), CHANNEL)  # type: ignore[arg-type]
+    watch = listener.watch(["a", "b", "c"], lambda ids: None)
+    try:
+        for name in (b"a", b"b", b"c"):
+            listener._heard(notice(name + b' {"status":"SUCCESS"}'))
+        assert [listener.take_carried(name) is not None for name in "abc"] == [False, True, True]
+    finally:
+        watch.close()
+        listener.close()
+
+
+def notice(data: bytes) -> dict[str, Any]:
+    return {"channel": CHANNEL.encode(), "data": data}

@@ -90,25 +90,27 @@ local has_deaths = redis.call('EXISTS', KEYS[3]) == 1
 local function take(number, limit)
     local payloads = redis.pcall('RPOP', KEYS[4 + number], math.min(limit, room))
     if payloads and payloads.err then
-        if string.find(payloads.err, 'WRONGTYPE', 1, true) then return end  -- it is closed
+        if string.find(payloads.err, 'WRONGTYPE', 1, true) then return 0 end  -- it is closed
         error(payloads.err)
     end
-    if not payloads then return end
+    if not payloads then return 0 end
     book(KEYS[4 + number], payloads)
     if has_deaths then look_up_deaths(payloads) end
     groups[#groups + 1] = {number, payloads}
     tag = tag + #payloads
     room = room - #payloads
+    return #payloads
 end
 
 for level = 0, #KEYS - 5, per_level do
-    if shared and per_level > 1 then
-        local share = math.ceil(room / per_level)
-        for number = level + 1, level + per_level do
-            if room > 0 then take(number, share) end
+    local may_have_more = {}
+    local share = shared and math.ceil(room / per_level) or 0
+    for number = level + 1, level + per_level do
+        if share == 0 or (room > 0 and take(number, share) == share) then
+            may_have_more[#may_have_more + 1] = number
         end
     end
-    for number = level + 1, level + per_level do
+    for _, number in ipairs(may_have_more) do
         if room > 0 then take(number, room) end
     end
 end
