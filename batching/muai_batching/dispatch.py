@@ -23,7 +23,7 @@ CONFIRM_LIMIT_S = 5.0
 """After this long without a confirmation the connection is taken for lost: the collector waits meanwhile."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Handle:
     """Where a request's message is held: what settling it needs."""
 

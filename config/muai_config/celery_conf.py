@@ -195,6 +195,8 @@ def _reservation(settings: Settings, role: Role, engine: EngineName | None) -> d
         return {"worker_concurrency": 1, "worker_prefetch_multiplier": held}
     if engine is not None:
         slots = slots_of(settings, engine)
-        return {"worker_concurrency": slots.running, "worker_prefetch_multiplier": 1 + slots.ahead}
+        # A thread for each batch that is held: one that is ready waits for its turn in the runner, which begins it
+        # while the answers of the one before are still being written.
+        return {"worker_concurrency": slots.running * (1 + slots.ahead), "worker_prefetch_multiplier": 1}
     concurrency = CONTROL_THREADS + settings.workflows.concurrency
     return {"worker_concurrency": concurrency, "worker_prefetch_multiplier": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -50,6 +51,9 @@ Inputs = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A text, chat messages, or the `inputs` mapping itself."""
 
 FETCH_CHUNK = 500
+
+VARIANTS = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+"""RFC 9562's variant in the first digit of a UUID's fourth part."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +207,12 @@ class InferenceClient:
         return msgspec.structs.replace(request, parameters=parameters)
 
     def _new_id(self) -> str:
-        """A UUID whose last part names this client: whoever meets the id knows who listens for it."""
-        return f"{str(uuid.uuid4())[:24]}{self._client_id}"
+        """A UUID of version 4 whose last part names this client: whoever meets the id knows who listens for it.
+
+        By hand, as `uuid.uuid4` takes four times as long: a seventh of what a request costs its producer.
+        """
+        digits = os.urandom(10).hex()
+        return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-{VARIANTS[digits[15]]}{digits[16:19]}-{self._client_id}"
 
     def watch(self, request_ids: Sequence[str], on_done: Callable[[list[str]], None]) -> Callable[[], None]:
         """Call `on_done`, from the listening thread, with each list of these ids that have finished.

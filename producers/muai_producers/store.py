@@ -125,7 +125,7 @@ class Pins:
     ttl_s: float
 
 
-class StoredState(msgspec.Struct):
+class StoredState(msgspec.Struct, gc=False):
     """A stored state, its result not decoded yet."""
 
     status: str
@@ -138,7 +138,7 @@ _STATE = msgspec.json.Decoder(StoredState)
 _RESULT = msgspec.json.Decoder(InferenceResult)
 
 
-class _Meta(msgspec.Struct):
+class _Meta(msgspec.Struct, gc=False):
     """A state as Celery's Redis backend keeps it. `status` must stay the first field: see `store_scripts`."""
 
     status: str

@@ -38,7 +38,7 @@ TraceHeader = Literal["traceparent", "tracestate"]
 TraceValue = Annotated[str, Meta(max_length=512, pattern="^[\\x20-\\x7e]*$")]
 
 
-class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """How to run a request. Every field has a default that suits unattended work: greedy, deterministic."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -73,7 +73,9 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         forced_tools(self.tools, self.tool_choice)
 
 
-class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class InferenceRequest(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """One inference asked for by one client. `id` is the Celery task id."""
 
     id: Name
@@ -104,7 +106,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     it begins a trace. See `muai_producers.tracing.context`."""
 
 
-class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One engine that did not serve the request, and why."""
 
     engine: str
@@ -112,7 +114,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As `MuaiError.to_wire` gives it."""
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Requests that one engine worker takes together. All share model, task, engine chain and `attempts`."""
 
     id: str
@@ -135,7 +137,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The batch in which these requests were tried before; '' for the first."""
 
 
-class InferenceResult(msgspec.Struct, frozen=True, kw_only=True):
+class InferenceResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a successful request is answered with; the specification's field names."""
 
     outputs: dict[str, Any]

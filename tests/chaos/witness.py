@@ -95,7 +95,7 @@ class Witness:
                 if request_id in self._finished and request_id not in self._found:
                     self._second.append(request_id)
                 return
-            for request_id in data.split("\n"):
+            for request_id in (line.partition(" ")[0] for line in data.split("\n")):
                 if request_id in self._found:
                     self._found.discard(request_id)
                 elif request_id in self._finished:

@@ -25,7 +25,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("openai"), sections={"models": MODELS})
+    up = Up(tmp_path_factory.mktemp("openai"), sections={"models": MODELS}, fake={"latency_per_piece_ms": 10.0})
     try:
         wait_until(lambda: _is_ready(up), 60.0, "a ready gateway")
         yield up
