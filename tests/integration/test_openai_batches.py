@@ -249,6 +249,8 @@ def test_given_files_then_they_are_listed_read_and_deleted(client: OpenAI) -> No
     assert listed[:2] == [second.id, first.id]
     assert client.files.content(first.id).read() == b"alpha"
     assert client.files.delete(first.id).deleted
+    empty = client.files.create(file=("empty.txt", b""), purpose="user_data")
+    assert (empty.bytes, client.files.delete(empty.id).deleted) == (0, True)
     with pytest.raises(openai.NotFoundError) as gone:
         client.files.content(first.id)
     assert gone.value.code == "file_not_found"

@@ -40,7 +40,7 @@ return -1
 DROP = """
 if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('HINCRBY', KEYS[3], ARGV[2], -tonumber(ARGV[3]))
+redis.call('HINCRBY', KEYS[3], ARGV[2], string.format('%d', -tonumber(ARGV[3])))
 return 1
 """
 _decode = msgspec.json.Decoder(FileRecord).decode
