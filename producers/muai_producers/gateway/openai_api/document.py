@@ -76,6 +76,10 @@ _CHUNK = (
     f'data: {{"id":"chatcmpl-{_ID}","object":"chat.completion.chunk",…,"choices":[{{"index":0,"delta":'
     '{"content":"About"},"finish_reason":null,"logprobs":null}]}\n\ndata: [DONE]\n\n'
 )
+_TEXT_CHUNK = (
+    f'data: {{"id":"cmpl-{_ID}","object":"text_completion",…,"choices":[{{"index":0,"text":" about",'
+    '"finish_reason":null,"logprobs":null}]}\n\ndata: [DONE]\n\n'
+)
 _ERRORS = {
     400: ("The request is wrong; `param` names the field.", "invalid_request", "temperature: Expected `float` <= 2.0"),
     401: ("No API key, or none that is known.", "unauthorized", "an API key is needed: send Authorization: Bearer KEY"),
@@ -135,13 +139,18 @@ def _body(kind: type, examples: dict[str, Any]) -> dict[str, Any]:
 
 
 _ALL = (400, 404, 408, 409, 413, 415, 429, 502, 503, 504)
-_STREAM = {"text/event-stream": {"schema": {}, "example": _CHUNK}}
+
+
+def _stream(chunk: str) -> dict[str, Any]:
+    return {"text/event-stream": {"schema": {}, "example": chunk}}
+
+
 CHAT = _operation(
     "createChatCompletion",
     "Go on with a chat",
     {
         "description": "The answers; with `stream`, chunks.",
-        "content": {**_content(ChatCompletion, example=_CHAT), **_STREAM},
+        "content": {**_content(ChatCompletion, example=_CHAT), **_stream(_CHUNK)},
     },
     _ALL,
     requestBody=_body(ChatCompletionBody, _CHAT_BODIES),
@@ -149,11 +158,20 @@ CHAT = _operation(
 COMPLETION = _operation(
     "createCompletion",
     "Go on with texts",
-    {"description": "The answers; with `stream`, chunks.", "content": _content(Completion, example=_TEXT)},
+    {
+        "description": "The answers; with `stream`, chunks.",
+        "content": {**_content(Completion, example=_TEXT), **_stream(_TEXT_CHUNK)},
+    },
     _ALL,
     requestBody=_body(
         CompletionBody,
-        {"text": {"summary": "Go on with a text", "value": {"model": "qwen-chat", "prompt": "The moon is"}}},
+        {
+            "text": {"summary": "Go on with a text", "value": {"model": "qwen-chat", "prompt": "The moon is"}},
+            "streamed": {
+                "summary": "The same in chunks",
+                "value": {"model": "qwen-chat", "prompt": "The moon is", "stream": True},
+            },
+        },
     ),
 )
 EMBEDDING = _operation(
