@@ -94,6 +94,14 @@ def test_given_a_key_then_it_is_one_request_however_its_embedding_is_written(sta
 
 
 @pytest.mark.parametrize("parameters", [{"encoding_format": "float"}, Parameters(encoding_format="float")])
+def test_given_a_caller_who_wants_numbers_on_the_wire_then_they_travel(
+    stack: Stack, plain: Celery, parameters: Any
+) -> None:
+    request_id = stack.client.submit("vectors", "good morning", parameters=parameters)
+    ours = stack.client.result(request_id, timeout_s=20).outputs["embedding"]
+    assert plain.AsyncResult(request_id).get(timeout=20)["outputs"]["embedding"] == ours
+
+
 def test_given_a_key_then_infer_gives_the_first_ones_result_again(stack: Stack) -> None:
     key = f"key of infer {time.time()}"
     first = stack.client.infer("noop", "good morning", timeout_s=20, idempotency_key=key)
@@ -101,14 +109,6 @@ def test_given_a_key_then_infer_gives_the_first_ones_result_again(stack: Stack) 
     assert again == first
     with InferenceClient(stack.client.settings) as other:
         assert other.infer("noop", "good morning", timeout_s=20, idempotency_key=key) == first
-
-
-def test_given_a_caller_who_wants_numbers_on_the_wire_then_they_travel(
-    stack: Stack, plain: Celery, parameters: Any
-) -> None:
-    request_id = stack.client.submit("vectors", "good morning", parameters=parameters)
-    ours = stack.client.result(request_id, timeout_s=20).outputs["embedding"]
-    assert plain.AsyncResult(request_id).get(timeout=20)["outputs"]["embedding"] == ours
 
 
 def test_given_a_hundred_awaits_at_once_then_the_async_client_answers_all(stack: Stack) -> None:
