@@ -97,8 +97,8 @@ def serve(app: Celery, settings: Settings, *, name: str, queues: Sequence[str], 
     if log_level.upper() != "DEBUG":
         for chatty in CHATTY_LOGGERS:
             logging.getLogger(chatty).setLevel(logging.WARNING)
-    # A receiver of this signal is what keeps Celery from setting up logs of its own.
     signals.worker_ready.connect(_spare_what_stays, weak=False)
+    # A receiver of this signal is what keeps Celery from setting up logs of its own.
     signals.setup_logging.connect(lambda **_: set_up_logging(settings, name, log_level), weak=False)
     # Celery warns of root because of pickle, which is refused here.
     warnings.filterwarnings("ignore", category=SecurityWarning)

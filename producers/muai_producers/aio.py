@@ -63,7 +63,7 @@ class AsyncInferenceClient:
     async def infer(
         self, model: str, inputs: Inputs, *, timeout_s: float | None = None, **options: Any
     ) -> InferenceResult:
-        """See `InferenceClient.infer`."""
+        """`submit` and `result` in one call: see there."""
         return await self.result(await self.submit(model, inputs, **options), timeout_s)
 
     async def results(

@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from muai_producers.store import META_PREFIX, TERMINAL, Store, StoredState, read_state
+from muai_producers.store import META_PREFIX, TERMINAL, Store
 
 log = logging.getLogger(__name__)
 RECHECK_S = 2.0
@@ -61,7 +61,7 @@ class ResultListener:
         self._watches: dict[str, list[Watch]] = {}
         self._pubsub: Any = None
         self._foreign: set[str] = set()
-        self._carried: dict[str, StoredState] = {}
+        self._carried: dict[str, bytes] = {}
         self._closed = threading.Event()
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,9 +89,10 @@ class ResultListener:
         """Whether the subscription stands, so that to watch what names this channel costs nothing."""
         return self._ready.is_set() and not self._closed.is_set()
 
-    def take_carried(self, request_id: str) -> StoredState | None:
-        """The terminal state that a request's notice carried, once."""
-        return self._carried.pop(request_id, None)
+    def take_carried(self, request_id: str) -> bytes | None:
+        """The terminal state, as it is stored, that a request's notice carried; once."""
+        with self._lock:
+            return self._carried.pop(request_id, None)
 
     def unwatch(self, watch: Watch) -> None:
         """Forget what is still open in `watch`."""
@@ -166,10 +167,12 @@ class ResultListener:
         """The id in a notice's line; what it carries is kept, where somebody waits for it."""
         name, _, meta = line.partition(b" ")
         request_id = name.decode()
-        if meta and request_id in self._watches:
-            while len(self._carried) >= MAX_CARRIED:  # whoever waited has gone
-                self._carried.pop(next(iter(self._carried)), None)
-            self._carried[request_id] = read_state(meta)
+        if meta:
+            with self._lock:
+                if request_id in self._watches:
+                    if len(self._carried) >= MAX_CARRIED:  # whoever waited has gone
+                        del self._carried[next(iter(self._carried))]
+                    self._carried[request_id] = meta
         return request_id
 
     def _recheck(self) -> None:

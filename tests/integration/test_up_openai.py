@@ -7,11 +7,9 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from openai import OpenAI
 from tests.node_support import node_script
-from tests.transport_support import wait_until
 from tests.up_support import Up
 
 pytestmark = [pytest.mark.redis, pytest.mark.timeout(240)]
@@ -27,17 +25,10 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = Up(tmp_path_factory.mktemp("openai"), sections={"models": MODELS}, fake={"latency_per_piece_ms": 10.0})
     try:
-        wait_until(lambda: _is_ready(up), 60.0, "a ready gateway")
+        up.wait_for_gateway()
         yield up
     finally:
         up.stop()
-
-
-def _is_ready(up: Up) -> bool:
-    try:
-        return httpx.get(f"{up.url}/ready", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_given_the_python_client_then_answers_streams_and_embeddings_are_as_it_expects(up: Up) -> None:

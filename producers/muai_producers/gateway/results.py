@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from muai_producers.gateway.callers import ANYBODY, Caller
 from muai_producers.gateway.coalescing import Coalescer
 from muai_producers.gateway.standing import Standing, read_owned, read_standing
 from muai_producers.listening import ResultListener, Watch
+from muai_producers.request_ids import new_owner, new_request_id, owner_of
 from muai_producers.store import META_PREFIX, Store, read_entry
 
 log = logging.getLogger(__name__)
-OWNER_LENGTH = 12
 LOOKUPS = 1000
 """Requests looked up in one round trip."""
 
@@ -46,7 +44,7 @@ class ResultHub:
 
     def __init__(self, store: Store, listener_client: redis.Redis, executor: Executor) -> None:
         self._store = store
-        self._owner = uuid.uuid4().hex[:OWNER_LENGTH]
+        self._owner = new_owner()
         self.reply_channel = store.keys.reply_channel(self._owner)
         listener_store = Store(listener_client, prefix=store.keys.prefix, result_ttl_s=store.result_ttl_s)
         self._listener = ResultListener(listener_client, listener_store, self.reply_channel)
@@ -67,14 +65,12 @@ class ResultHub:
         self._listener.close()
 
     def new_id(self) -> str:
-        """A UUID whose last part names this hub, so that whoever cancels the request knows who listens for it."""
-        chance = os.urandom(10).hex()
-        variant = "89ab"[int(chance[18], 16) % 4]
-        return f"{chance[:8]}-{chance[8:12]}-4{chance[12:15]}-{variant}{chance[15:18]}-{self._owner}"
+        """An id that names this hub, so that whoever cancels the request knows who listens for it."""
+        return new_request_id(self._owner)
 
     def channel_of(self, request_id: str) -> str:
         """The reply channel of whoever submitted a request; a channel without listeners for ids of other makes."""
-        return self._store.keys.reply_channel(request_id[-OWNER_LENGTH:])
+        return self._store.keys.reply_channel(owner_of(request_id))
 
     # -- waiting, on the event loop ------------------------------------------------------------------------------
 
@@ -163,6 +159,8 @@ class ResultHub:
 
         In flight is asked first: what is answered between the two questions shows as answered, never as unknown.
         """
+        if not request_ids:
+            return []
         pipe = self._store.client.pipeline(transaction=False)
         pipe.hmget(self._store.keys.inflight, request_ids)
         pipe.mget([META_PREFIX + request_id for request_id in request_ids])
@@ -180,7 +178,7 @@ class ResultHub:
         return self._listener.watch(request_ids, self._on_done)
 
     def _listen_to(self, request_id: str) -> Watch:
-        own = request_id.endswith(self._owner)
+        own = owner_of(request_id) == self._owner
         return self._listener.watch([request_id], self._on_done, own=own)
 
     def _on_done(self, request_ids: list[str]) -> None:
@@ -188,15 +186,16 @@ class ResultHub:
         awaited = [request_id for request_id in request_ids if request_id in self._waiters]
         if not awaited:
             return
+        metas = {request_id: self._listener.take_carried(request_id) for request_id in awaited}
+        unknown = [request_id for request_id, meta in metas.items() if meta is None]
         try:
-            metas = [sight.meta for sight in self.look_up(awaited)]
+            metas |= {request_id: sight.meta for request_id, sight in zip(unknown, self.look_up(unknown), strict=True)}
         except BrokerError as error:
             # Each waiter then looks for itself, and tells its client if that fails too.
-            log.warning("%d results could not be fetched: %s", len(awaited), error)
-            metas = [None] * len(awaited)
+            log.warning("%d results could not be fetched: %s", len(unknown), error)
         with self._lock:
             is_first = not self._arrived
-            self._arrived += zip(awaited, metas, strict=True)
+            self._arrived += metas.items()
         if is_first and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver)
 
