@@ -107,6 +107,17 @@ def test_a_short_request_that_comes_later_is_answered_first() -> None:
     assert ended.is_set()
 
 
+def test_while_its_processes_wait_for_each_other_they_sleep() -> None:
+    """Else they take the cores from everything else on the machine: see `vllm_waiting`."""
+    assert output(asked("A", "first"))  # loaded
+    before = {one: one.num_ctx_switches().voluntary for one in children()}
+    tokens = output(asked(LONG, "long", parameters={"max_tokens": 300})).output_tokens
+    assert tokens > 50
+    slept = [one.num_ctx_switches().voluntary - count for one, count in before.items()]
+    assert len(slept) >= 2
+    assert min(slept) > 3 * tokens, (slept, tokens)
+
+
 def test_what_one_has_asked_only_the_same_conversation_finds_again() -> None:
     text = "My secret number is 42. " + LONG
     assert not output(asked(text, tenant="ann", conversation_id="one")).cache_hit
