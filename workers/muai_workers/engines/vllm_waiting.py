@@ -3,7 +3,7 @@
 By itself each of them asks the system over and over to let others go first (`sched_yield`), as long as a step takes. On
 Linux 6.18 and two cores this let nobody else go at all, for seconds: the broker, the collector and the worker's own
 threads stood still until a long answer was whole, so that its stream came in one piece and whoever followed waited.
-Measured with 3,000 tokens of a tiny model, whose steps take 1.5 ms: a short request beside them waited up to 5 s in half
+Measured with 3,000 tokens of a tiny model (a step takes 1.5 ms): a short request beside them waited up to 5 s in half
 of the runs, and 0.02 to 0.1 s in all 36 of those that wait asleep. These take a fifth longer; longer steps lose less.
 """
 
