@@ -18,6 +18,7 @@ import pytest
 from tests.gateway_support import GatewayStack, gateway_stack
 from tests.load_report import keep_figure
 
+from muai_producers.gateway.reading import MAX_WAIT_S
 from muai_producers.keys import Keys, new_key
 from muai_producers.store import Store
 
@@ -92,7 +93,7 @@ def fuzz(
         "--seed",
         "20" if CALLS < 1000 else str(os.getpid()),
         "--request-timeout",
-        "20",
+        str(MAX_WAIT_S + 30.0),  # a call may wait for its answer
         "--suppress-health-check",
         "all",
         "--continue-on-failure",
